@@ -1,0 +1,23 @@
+// OpenMP with three rules: the thread count comes from the caller (the torch face fills it from torch, so that
+// set_num_threads holds in every Python thread and a forked child does not hang), chunks are claimed dynamically, and no
+// result depends on who ran a chunk.
+#pragma once
+#include <cstdint>
+
+namespace dlops {
+namespace {
+
+// f(i) for i in [0, n), each call on one thread.
+template <class F>
+inline void parallel_for(int threads, int64_t n, F f) {
+  if (threads <= 1 || n <= 1) {
+    for (int64_t i = 0; i < n; i++) f(i);
+    return;
+  }
+  int team = n < threads ? static_cast<int>(n) : threads;
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+  for (int64_t i = 0; i < n; i++) f(i);
+}
+
+}  // namespace
+}  // namespace dlops

@@ -1,0 +1,5 @@
+import sys
+
+from dlops.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The dispatcher ops as Python sees them: fake implementations (shapes only) and ``torch.autograd.Function`` wrappers."""

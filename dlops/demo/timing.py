@@ -1,0 +1,101 @@
+"""Our sampling loop beside diffusers' loop: the same network, noise and settings, both in turns within one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlops import diffusion
+from dlops.demo.train import NOISE
+from dlops.models import UNet
+
+Solve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (uncond, cond, timestep, sample) -> next sample
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Medians over rounds, in microseconds per step. The solver's share includes classifier-free guidance."""
+
+    sampler: str
+    ours_solver: float
+    ours_step: float
+    theirs_solver: float
+    theirs_step: float
+
+
+def compare_loops(
+    network: UNet,
+    samplers: dict[str, tuple[str, dict[str, Any]]],
+    guidance: float,
+    steps: int,
+    batch: int,
+    rounds: int = 5,
+) -> list[StepTime] | None:
+    """Time per step of a loop of `steps` steps on `batch` digits, for each sampler: name -> (class, extra settings).
+
+    Returns None where diffusers is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        return None
+    noise = diffusion.randn((batch, 1, 8, 8), seeds=torch.arange(batch))
+    labels = torch.arange(batch) % network.null_class
+    rows = []
+    for name, (scheduler_class, settings) in samplers.items():
+        seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
+        ours = getattr(diffusion, scheduler_class)(**NOISE, **settings)
+        theirs = getattr(diffusers, scheduler_class)(**NOISE, **settings)
+        loops = {"ours": (ours, _ours(ours, guidance, batch)), "theirs": (theirs, _theirs(theirs, guidance))}
+        for turn in range(rounds + 1):
+            for side, (scheduler, solve) in loops.items():
+                measured = _loop(network, scheduler, solve, noise, labels, steps)
+                if turn:  # the first turn warms up
+                    seconds[side].append(measured)
+        rows.append(StepTime(name, *_medians(seconds["ours"]), *_medians(seconds["theirs"])))
+    return rows
+
+
+def _medians(seconds: list[tuple[float, float]]) -> tuple[float, float]:
+    solver, step = zip(*seconds, strict=True)
+    return 1e6 * statistics.median(solver), 1e6 * statistics.median(step)
+
+
+def _ours(scheduler: Any, guidance: float, batch: int) -> Solve:
+    seeds = torch.arange(batch)
+
+    def solve(uncond: Tensor, cond: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+        step = scheduler.step(cond, timestep, sample, uncond=uncond, guidance=guidance, seeds=seeds, return_dict=False)
+        return step[0]
+
+    return solve
+
+
+def _theirs(scheduler: Any, guidance: float) -> Solve:
+    def solve(uncond: Tensor, cond: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+        return scheduler.step(uncond + guidance * (cond - uncond), timestep, sample, return_dict=False)[0]
+
+    return solve
+
+
+@torch.inference_mode()
+def _loop(
+    network: UNet, scheduler: Any, solve: Solve, noise: Tensor, labels: Tensor, steps: int
+) -> tuple[float, float]:
+    """Seconds per step: (solver alone, whole step)."""
+    scheduler.set_timesteps(steps)
+    both = torch.cat([torch.full_like(labels, network.null_class), labels])
+    sample, solver = noise, 0.0
+    start = time.perf_counter()
+    for timestep in scheduler.timesteps:
+        uncond, cond = network(torch.cat([sample, sample]), timestep, both).chunk(2)
+        before = time.perf_counter()
+        sample = solve(uncond, cond, timestep, sample)
+        solver += time.perf_counter() - before
+    return solver / steps, (time.perf_counter() - start) / steps

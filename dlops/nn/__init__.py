@@ -1,0 +1,22 @@
+"""A whole replacement for ``torch.nn``: our modules where we have one, torch's for every other name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as _torch_nn
+
+from dlops.nn.norm import GroupNorm, GroupNormSiLU, LayerNorm, RMSNorm
+
+__all__ = ["GroupNorm", "GroupNormSiLU", "LayerNorm", "RMSNorm"]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(_torch_nn, name)
+    except AttributeError:
+        raise AttributeError(f"module 'dlops.nn' (and torch.nn) has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *dir(_torch_nn)})

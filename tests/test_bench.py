@@ -1,0 +1,178 @@
+"""The benchmark machinery: that it compares what it says. No test asserts a time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dlops import bench
+from dlops.bench import baselines, machine
+from dlops.bench.timing import Result
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_ratio_is_the_median_of_the_rounds():
+    result = Result("wall", 3, {"slow": 1, "fast": 1}, {"slow": [4.0, 9.0, 10.0], "fast": [2.0, 3.0, 1.0]})
+    assert result.ratio("slow", "fast") == 3.0  # the quotients are 2, 3, 10
+    assert result.medians == {"slow": 9.0, "fast": 2.0}
+    assert result.quartiles("fast") == (1.5, 2.5)
+
+
+def test_compare_runs_every_candidate_equally_often():
+    counts = {"a": 0, "b": 0}
+
+    def counting(name):
+        def run():
+            counts[name] += 1
+
+        return run
+
+    result = bench.compare({name: counting(name) for name in counts}, seconds=0.02)
+    assert result.clock == "thread CPU time"
+    assert all(len(result.samples[name]) == result.rounds >= 5 for name in counts)
+    assert all(counts[name] >= result.rounds * result.calls[name] for name in counts)
+    assert all(value > 0 for value in result.medians.values())
+
+
+def test_compare_says_which_clock():
+    torch.set_num_threads(2)
+    assert bench.compare({"a": lambda: None}, seconds=0.01).clock == "wall"
+
+
+def test_compare_leaves_the_process_as_it_was():
+    import gc
+    import os
+
+    cores = os.sched_getaffinity(0)
+    with pytest.raises(ZeroDivisionError):
+        bench.compare({"a": lambda: 1 / 0})
+    assert gc.isenabled()
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_compare_rejects_nothing():
+    with pytest.raises(ValueError, match="compare: candidates is empty"):
+        bench.compare({})
+
+
+def test_cases_have_unique_names_and_work():
+    cases = bench.cases()
+    names = [case.id for case in cases]
+    assert len(set(names)) == len(names)
+    assert all(case.flops > 0 and case.bytes > 0 for case in cases)
+    assert any(case.compile for case in cases)
+
+
+def test_unknown_family():
+    with pytest.raises(ValueError, match="family is 'convolution', expected one of diffusion, norm"):
+        bench.cases("convolution")
+
+
+@pytest.mark.parametrize("case", bench.cases("norm"), ids=lambda case: case.id)
+def test_norm_candidates_compute_the_same(case):
+    torch.manual_seed(0)
+    built = case.build(CPU)
+    ours, stock = built.dlops(), built.stock()
+    if isinstance(ours, tuple):  # gradients
+        # In bfloat16 only the input's: torch sums a parameter's gradient in bfloat16.
+        compared = slice(None) if case.dtype is torch.float32 else slice(1)
+        ours, stock = ours[compared], stock[compared]
+    torch.testing.assert_close(ours, stock, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("op", ["ddim", "dpm++2m", "euler", "flow_match"])
+def test_scheduler_candidates_compute_the_same(op):
+    pytest.importorskip("diffusers", reason="the baseline of the scheduler cases")
+    case = next(case for case in bench.cases("diffusion") if case.op == op)
+    torch.manual_seed(0)
+    built = case.build(CPU)
+    for _ in range(45):  # twice through the schedule and on: starting again works
+        ours, stock = built.dlops()[0], built.stock()[0]
+        torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_measure_and_tell(tmp_path):
+    case = next(case for case in bench.cases("norm") if case.shape == (2, 1280, 8, 8))
+    row = bench.measure(case, CPU, seconds=0.05)
+    assert set(row.result.samples) == {"dlops", "stock", "copy"}
+    assert row.best_free == ("stock", row.stock)
+    run = bench.Run([row], bench.roof(), baselines.MklProbe(reason="an Intel CPU"))
+    told = json.loads(run.as_json())
+    assert told["environment"]["torch"] == torch.__version__
+    assert told["rows"][0]["ratio_stock"] == row.stock
+    assert told["rows"][0]["median_s"]["dlops"] == row.result.medians["dlops"]
+    text = run.table()
+    assert "2x1280x8x8" in text
+    assert "Measured roof: float32" in text
+    assert "MKL: not measured: an Intel CPU." in text
+
+
+def test_the_best_free_baseline_is_the_hardest():
+    case = bench.cases("norm")[0]
+    result = Result("wall", 1, {}, {"dlops": [1.0], "stock": [3.0], "copy": [0.5]})
+    row = bench.Row(case, result, 0.5, free={"compile": 1.5, "unthrottled MKL": 2.0})
+    assert row.best_free == ("compile", 1.5)
+    assert row.stock == 3.0
+
+
+def test_environment_is_json():
+    told = json.loads(json.dumps(bench.environment()))
+    assert told["threads"] == 1
+    assert {"commit", "isa", "cpu", "gpu", "driver", "cuda_build"} <= set(told)
+
+
+def test_roof():
+    roof = bench.roof()
+    assert roof.copy > 0
+    assert set(roof.flops) == {"float32", "bfloat16"}
+    assert roof.seconds(flops=roof.flops["float32"], bytes_moved=0) == pytest.approx(1.0)
+    assert roof.seconds(flops=0, bytes_moved=roof.copy) == pytest.approx(1.0)
+
+
+def test_unthrottle_library_is_built_and_loads(tmp_path):
+    library = baselines.build_unthrottle(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler")
+    code = f"import ctypes; print(ctypes.CDLL({str(library)!r}).mkl_serv_intel_cpu_true())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "1"
+
+
+def test_worker_times_cases_in_another_environment():
+    name = next(case.id for case in bench.cases("norm") if case.shape == (2, 1280, 8, 8))
+    ratios = baselines.in_worker([name], environment=baselines.KEEP_PAGES, seconds=0.02, threads=1)
+    assert set(ratios) == {name}
+    assert ratios[name]["stock"] > 0
+
+
+def test_a_failing_worker_is_left_out(capsys):
+    assert baselines.in_worker([], environment={"PYTHONHOME": "/nowhere"}, seconds=0.02, threads=1) == {}
+    assert "left out" in capsys.readouterr().err
+
+
+def test_no_preload_on_intel(monkeypatch):
+    monkeypatch.setattr(baselines, "cpu_vendor", lambda: "GenuineIntel")
+    assert baselines.no_preload_reason() is not None
+    probe = baselines.mkl_probe.__wrapped__()
+    assert probe.reason == baselines.no_preload_reason()
+    assert not probe.throttled
+
+
+def test_throttled_means_clearly_faster_without():
+    assert baselines.MklProbe(100e9, 200e9).throttled
+    assert not baselines.MklProbe(100e9, 105e9).throttled
+
+
+def test_commit_of_an_installed_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "dlops" / "bench" / "machine.py"))
+    assert machine.commit() == "unknown"
