@@ -9,16 +9,18 @@ PYTHON ?= python3
 P := build/python
 # A tool that some package installed beside that Python.
 TOOL := $(P) -c 'import os, sys; os.execvp(sys.argv[1], sys.argv[1:])'
-CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help env build demo test test-all bench lint cuda-check gpu wheel-check asan clean distclean
+.PHONY: help env build demo proof test test-all bench lint cuda-check gpu wheel-check asan clean distclean
 
 help:
 	@echo 'make demo         train a small model on handwritten digits, draw 2,100 new ones, write build/demo/report.html'
+	@echo 'make proof        delete a barrier from a copy of a CUDA kernel; be told, without a GPU, what went wrong and where'
 	@echo 'make test         build and run the tests          make test-all     the same with the full grids'
 	@echo 'make bench        every op beside stock torch      make gpu          GPU tests, benchmarks, one archive [WHAT=family]'
 	@echo 'make build        the native libraries, in place   make lint         ruff, clang-format, mypy'
 	@echo 'make cuda-check   spills and warnings of nvcc      make wheel-check  build, install and use the wheel'
+	@echo 'make simt         CUDA kernels on the CPU: random orders, race build, planted bugs'
 	@echo 'make asan         kernel tests under ASan, UBSan   make clean        remove what was built (distclean: .venv too)'
 
 env:
@@ -31,6 +33,9 @@ build: env
 
 demo: build
 	$(P) -m dlops demo
+
+proof: build
+	@$(P) -m dlops.study.proof
 
 test: build
 	$(P) -m pytest
@@ -52,6 +57,14 @@ cuda-check: build
 	if [ -z "$$logs" ]; then echo 'dlops: built without nvcc, so there are no CUDA kernels to check'; \
 	else $(P) csrc/cuda/kernel_resources.py --check $$logs; fi
 
+# The CUDA kernels in the simt runner: random orders, the race build, and bugs planted in them, each of which must be caught.
+SIMT_TESTS = tests/diffusion tests/norm
+simt: build
+	for seed in 1 2 3; do DLOPS_SIMT_ORDER=random DLOPS_SIMT_SEED=$$seed \
+	  $(P) -m pytest --simt=only-plain -k simt $(SIMT_TESTS) || exit 1; done
+	$(P) -m pytest --simt=only-race -k simt $(SIMT_TESTS)
+	$(P) -m pytest -m planted --durations=3 tests/simt
+
 gpu: export OFFLINE := 1
 gpu: env
 	$(P) benchmarks/gpu.py $(WHAT)
@@ -61,7 +74,7 @@ wheel-check: env
 
 # The sanitised libraries live in a tree of their own, so that `make build` keeps the fast ones.
 ASAN_LIBRARIES = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(name)))
-ASAN_TESTS ?= tests/diffusion tests/norm tests/test_math.py
+ASAN_TESTS ?= tests/diffusion tests/norm tests/simt tests/test_math.py
 asan: env
 	@DLOPS_CUDA=off DLOPS_SANITIZE=address,undefined $(P) setup.py -q build --build-base build/asan-base --build-lib build/asan
 	LD_PRELOAD="$(ASAN_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan \

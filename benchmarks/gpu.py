@@ -1,7 +1,8 @@
 """Everything worth knowing from a short visit to a machine with a GPU: make gpu [WHAT=family]
 
-Builds, runs the GPU tests, the benchmarks (GPU; CPU at 1 and at all threads), a sample of the tests under
-compute-sanitizer and the CPU tests, in at most 8 minutes: every phase has a limit, none stops the next. The logs and
+Builds, runs the conformance program (what each instruction wrapper does on this GPU, for the simt runner to be compared
+with), the GPU tests, the benchmarks (GPU; CPU at 1 and at all threads), a sample of the tests under compute-sanitizer and
+the CPU tests, in at most 8 minutes: every phase has a limit, none stops the next. The logs and
 figures go into one archive in $OUT, or in benchmarks/results/ where that is unset; a short table comes last.
 """
 
@@ -73,6 +74,7 @@ def phases(what: str, results: Path, sanitizer: str | None) -> list[Phase]:
     plan = [
         Phase("build", 150, [PYTHON, "setup.py", "-q", "build_ext", "--inplace"], gpu=False),
         Phase("doctor", 30, [PYTHON, "-m", "dlops", "doctor"], gpu=False),
+        Phase("conformance", 90, [PYTHON, __file__, "--conformance", str(results)]),
         Phase("tests-cuda", 120, [*pytest, "-k", "cuda"]),
         measure("bench-cuda", 120, "--device cuda --seconds 0.2", gpu=True),
     ]
@@ -84,6 +86,32 @@ def phases(what: str, results: Path, sanitizer: str | None) -> list[Phase]:
     cores = len(os.sched_getaffinity(0))
     plan += [on_cpu(1), on_cpu(cores)] if cores > 1 else [on_cpu(1)]
     return [*plan, Phase("tests-cpu", 90, [*pytest, "-k", "not cuda"], gpu=False)]
+
+
+def conformance(results: Path) -> int:
+    """Builds and runs the conformance program, packs its outputs and compares them with the simt runner's."""
+    from dlops.study import _golden, _runner
+
+    build = ROOT / "build" / f"cmake-cp{sys.version_info[0]}{sys.version_info[1]}"
+    cmake = shutil.which("cmake", path=f"{Path(PYTHON).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    subprocess.run([cmake, "--build", build, "--target", "conformance_program"], check=True)
+    folder = results / "conformance"
+    folder.mkdir()
+    code = subprocess.run([build / "conformance", folder], check=False).returncode
+    archive = _golden.pack(folder, results)
+    shutil.rmtree(folder)
+    index, outputs = _golden.load(archive)
+    runner = _runner.module()
+    different = [name for name, output in outputs.items() if runner.run_conformance(name) != output]
+    for name, case in index["cases"].items():
+        if name in different or case["error"]:
+            print(f"{name}: {case['error'] or 'the simt runner gives other bytes'}")
+    print(
+        f"conformance: {len(outputs) - len(different)} passed, {len(index['cases']) - len(outputs)} not run, "
+        f"{len(different)} failed"
+    )
+    print(f"to keep them: python -m dlops.study._golden {archive.name}")
+    return code or int(bool(different))
 
 
 def sanitized(tests: list[str]) -> int:
@@ -153,4 +181,6 @@ def main(what: str) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--sanitized"]:
         sys.exit(sanitized(sys.argv[2:]))
+    if sys.argv[1:2] == ["--conformance"]:
+        sys.exit(conformance(Path(sys.argv[2])))
     sys.exit(main(" ".join(sys.argv[1:])))

@@ -3,10 +3,10 @@
 ``dlops.nn`` and ``dlops.functional`` mirror ``torch.nn`` and ``torch.nn.functional``; ``dlops.diffusion`` mirrors the
 schedulers of diffusers; ``dlops.accelerate(model)`` swaps a model's modules in place. ``dlops.explain(fn, *args)`` says
 which kernel would run and why; ``dlops.kernels()`` lists them all. ``dlops.reference`` is the specification: a pure torch
-twin of every op.
+twin of every op. ``dlops.study`` runs the CUDA kernels on the CPU and checks them.
 """
 
-from dlops import diffusion, functional, models, nn, reference
+from dlops import diffusion, functional, models, nn, reference, study
 from dlops._accelerate import accelerate, restore
 from dlops._backend import Plan, backend
 from dlops._catalogue import Kernel, kernels
@@ -31,4 +31,5 @@ __all__ = [
     "nn",
     "reference",
     "restore",
+    "study",
 ]

@@ -14,6 +14,8 @@
 #include <utility>
 
 #define DLOPS_DEVICE __device__ __forceinline__
+// In the simt runner: records a value of the thread that dlops.study.emulate(..., trace=) follows.
+#define SIMT_TRACE(name, value)
 // DLOPS_SHARED(float, partial, [32]);
 #define DLOPS_SHARED(T, name, dims) __shared__ T name dims
 // DLOPS_DYNAMIC_SHARED(float, tile, 16); its size is Launch::smem. The alignment is an argument, and part of the

@@ -1,16 +1,16 @@
-// The torch face of the diffusion family: schemas, every check, parameters, and the call of a CPU table or CUDA launcher.
+// The torch face of the diffusion family: schemas, every check, parameters, and the call of a CPU or CUDA table.
 #include "../cpu/isa.h"
-#include "../torch/face.h"
+#include "../torch/dispatch.h"
 #include "cpu.h"
-#if DLOPS_WITH_CUDA
 #include "launch.h"
-#endif
 
 namespace dlops {
 namespace {
 
 using namespace face;
 using Tensors = std::vector<Tensor>;
+
+constexpr auto kFamily = DLOPS_FAMILY(diffusion);
 
 bool naive(const char* op, const std::string& variant, std::initializer_list<const char*> variants) {
   if (variant.empty()) return false;
@@ -104,25 +104,6 @@ const int64_t* check_seeds(const char* op, const OptionalTensor& seeds, const Te
   return static_cast<const int64_t*>(seeds->const_data_ptr());
 }
 
-// Runs `on_cpu`, or `on_cuda` with the device guard and the current stream.
-template <class OnCpu, class OnCuda>
-void dispatch(const char* op, const Tensor& like, OnCpu on_cpu, [[maybe_unused]] OnCuda on_cuda) {
-  if (like.is_cpu()) return on_cpu();
-#if DLOPS_WITH_CUDA
-  if (like.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    return check_launch(op, on_cuda(current_stream(like)));
-  }
-#endif
-  refuse(op, "sample is on ", device_of(like), ", which this build of dlops has no kernels for");
-}
-
-#if DLOPS_WITH_CUDA
-#define DLOPS_CUDA_CALL(call) [&](void* stream) { return call; }
-#else
-#define DLOPS_CUDA_CALL(call) [](void*) { return 0; }
-#endif
-
 void run_step(const Tensor& sample, const Tensor& model_output, const OptionalTensor& uncond,
               const Tensors& history, const OptionalTensor& noise, const OptionalTensor& seeds,
               const Tensor& table, const OptionalTensor& rows, int64_t row, double guidance, double rescale,
@@ -172,7 +153,6 @@ void run_step(const Tensor& sample, const Tensor& model_output, const OptionalTe
   p.samples = layout.samples;
   p.elements = layout.elements;
   p.dtype = layout.dtype;
-  p.threads = threads();
 
   OptionalTensor scale;
   if (rescale > 0 || threshold_ratio > 0) {
@@ -189,15 +169,11 @@ void run_step(const Tensor& sample, const Tensor& model_output, const OptionalTe
                        p.samples,
                        p.elements,
                        p.dtype,
-                       p.threads};
+                       0};
     p.scale = r.scale;
-    dispatch(
-        op, sample, [&] { diffusion_cpu().step_reduce(r); },
-        DLOPS_CUDA_CALL(diffusion_cuda.step_reduce(r, stream)));
+    run(op, kFamily, sample, r, [](const auto& table) { return table.step_reduce; });
   }
-  dispatch(
-      op, sample, [&] { (slow ? diffusion_cpu().step_naive : diffusion_cpu().step)(p); },
-      DLOPS_CUDA_CALL((slow ? diffusion_cuda.step_naive : diffusion_cuda.step)(p, stream)));
+  run(op, kFamily, sample, p, [&](const auto& table) { return slow ? table.step_naive : table.step; });
 }
 
 Tensors step(const Tensor& sample, const Tensor& model_output, const OptionalTensor& uncond,
@@ -241,10 +217,7 @@ Tensor add_noise(Tensor sample, OptionalTensor noise, OptionalTensor seeds, Tens
   p.samples = layout.samples;
   p.elements = layout.elements;
   p.dtype = layout.dtype;
-  p.threads = threads();
-  dispatch(
-      op, sample, [&] { diffusion_cpu().add_noise(p); },
-      DLOPS_CUDA_CALL(diffusion_cuda.add_noise(p, stream)));
+  run(op, kFamily, sample, p, [](const auto& table) { return table.add_noise; });
   return out;
 }
 
@@ -260,11 +233,9 @@ void randn(Tensor out, Tensor seeds, int64_t step, std::string variant) {
                 layout.samples,
                 layout.elements,
                 layout.dtype,
-                threads()};
+                0};
   if (layout.empty()) return;
-  dispatch(
-      op, out, [&] { (slow ? diffusion_cpu().randn_naive : diffusion_cpu().randn)(p); },
-      DLOPS_CUDA_CALL((slow ? diffusion_cuda.randn_naive : diffusion_cuda.randn)(p, stream)));
+  run(op, kFamily, out, p, [&](const auto& table) { return slow ? table.randn_naive : table.randn; });
 }
 
 const bool registered = [] {

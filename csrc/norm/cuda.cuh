@@ -142,6 +142,8 @@ DLOPS_DEVICE ColumnTask column_task(const ColumnTile& t, int64_t task, int64_t r
 }
 inline dim3 task_grid(int64_t tasks) { return dim3(block_count(tasks)); }
 
+constexpr int kTogether = 8;  // divides the y threads of every ColumnTile
+
 // Adds up two sums per column over the block's y threads, in their order: write(column, a, b), column counted from the
 // block's first, each by one thread. scratch: [2 V kThreads] in shared memory.
 template <int V, class F>
@@ -158,9 +160,15 @@ DLOPS_DEVICE void add_columns(const float (&a)[V], const float (&b)[V], float* s
   for (int k = thread; k < x * V; k += kThreads) {  // k = j * x + threadIdx.x: neighbours read neighbours
     const float* from = scratch + k / x * kThreads + k % x;
     float sum_a = 0, sum_b = 0;
-    for (int y = 0; y < static_cast<int>(blockDim.y); y++) {
-      sum_a += from[y * x];
-      sum_b += from[V * kThreads + y * x];
+    for (int first = 0; first < static_cast<int>(blockDim.y);
+         first += kTogether) {  // sums of sums lose fewer digits
+      float part_a = 0, part_b = 0;
+      for (int y = first; y < first + kTogether; y++) {
+        part_a += from[y * x];
+        part_b += from[V * kThreads + y * x];
+      }
+      sum_a += part_a;
+      sum_b += part_b;
     }
     write(k % x * V + k / x, sum_a, sum_b);
   }

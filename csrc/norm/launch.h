@@ -28,6 +28,10 @@ struct NormCuda {
   int64_t (*row_norm_backward_workspace)(const RowNormBackwardParams&);
   const KernelInfo* kernels;
   int kernel_count;
+
+  int64_t workspace(const GroupNormParams& p) const { return group_norm_workspace(p); }
+  int64_t workspace(const GroupNormBackwardParams& p) const { return group_norm_backward_workspace(p); }
+  int64_t workspace(const RowNormBackwardParams& p) const { return row_norm_backward_workspace(p); }
 };
 
 extern const NormCuda norm_cuda;

@@ -1,14 +1,12 @@
-// The torch face of the norm family: schemas, every check, layouts, parameters, and the call of a CPU table or CUDA
-// launcher.
+// The torch face of the norm family: schemas, every check, layouts, parameters, and the call of a CPU or CUDA table.
 //
 // Statistics come back as one float32 tensor, rstd first: [2, N, G] for group_norm, [2, rows] for LayerNorm, [1, rows] for
 // RMSNorm, which has no mean.
 #include "../cpu/isa.h"
-#include "../torch/empty.h"
+#include "../torch/dispatch.h"
 #include "cpu.h"
-#if DLOPS_WITH_CUDA
 #include "launch.h"
-#endif
+#include "parameters.h"
 
 namespace dlops {
 namespace {
@@ -16,85 +14,15 @@ namespace {
 using namespace face;
 using Tensors = std::vector<Tensor>;
 
+constexpr auto kFamily = DLOPS_FAMILY(norm);
+
 bool is_naive(const char* op, const std::string& variant) {
   if (variant == "naive") return true;
   if (variant.empty() || variant == "fused") return false;
   refuse(op, "unknown variant '", variant, "': this device has naive, fused");
 }
 
-#if DLOPS_WITH_CUDA
-int64_t workspace_floats(const GroupNormParams& p) { return norm_cuda.group_norm_workspace(p); }
-int64_t workspace_floats(const GroupNormBackwardParams& p) {
-  return norm_cuda.group_norm_backward_workspace(p);
-}
-int64_t workspace_floats(const RowNormBackwardParams& p) { return norm_cuda.row_norm_backward_workspace(p); }
-#endif
-
-// Runs the kernel that `pick` takes from the device's table.
-template <class Params, class Pick>
-void launch(const char* op, const Tensor& like, Params& p, Pick pick) {
-  p.threads = threads();
-  if (like.is_cpu()) return pick(norm_cpu())(p);
-#if DLOPS_WITH_CUDA
-  if (like.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    OptionalTensor workspace;
-    if constexpr (requires { p.workspace; }) {
-      if (const int64_t floats = workspace_floats(p)) {
-        workspace = new_floats(like, {floats});
-        p.workspace = static_cast<float*>(workspace->mutable_data_ptr());
-      }
-    }
-    return check_launch(op, pick(norm_cuda)(p, current_stream(like)));
-  }
-#endif
-  refuse(op, "input is on ", device_of(like), ", which this build of dlops has no kernels for");
-}
-
 float* floats(const OptionalTensor& t) { return t ? static_cast<float*>(t->mutable_data_ptr()) : nullptr; }
-
-// Parameters (weight, bias, scale, shift) of one kernel call share one dtype: that of the input, or float32, to which the
-// others are then converted. Holds the copies until the call is over.
-class Parameters {
- public:
-  Parameters(const char* op, const Tensor& input)
-      : op_(op), input_(input), dtype(dtype_of(op, "input", input)) {}
-  // shape: what the argument must have.
-  void add(const char* argument, const OptionalTensor& t, const std::vector<int64_t>& shape) {
-    all_.push_back(t);
-    if (!t) return;
-    bool fits = t->dim() == static_cast<int64_t>(shape.size());
-    for (size_t i = 0; fits && i < shape.size(); i++) fits = t->size(static_cast<int64_t>(i)) == shape[i];
-    if (!fits) {
-      std::string expected;
-      for (int64_t s : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(s);
-      refuse(op_, argument, " has shape ", shape_of(*t), ", expected [", expected, "]");
-    }
-    check_device(op_, argument, *t, input_);
-    const Dtype own = dtype_of(op_, argument, *t);
-    if (own != Dtype::f32 && own != dtype_of(op_, "input", input_))
-      refuse(op_, argument, " must be float32 or of input's dtype ",
-             torch::headeronly::toString(input_.scalar_type()), ": got ",
-             torch::headeronly::toString(t->scalar_type()));
-    if (own == Dtype::f32) dtype = Dtype::f32;
-  }
-  // Valid after all add().
-  const void* pointer(size_t i) {
-    if (!all_[i]) return nullptr;
-    if (dtype == Dtype::f32 && all_[i]->scalar_type() != ScalarType::Float)
-      all_[i] = torch::stable::to(*all_[i], ScalarType::Float);
-    all_[i] = face::contiguous(*all_[i]);
-    return data(all_[i]);
-  }
-
- private:
-  const char* op_;
-  const Tensor& input_;
-  std::vector<OptionalTensor> all_;
-
- public:
-  Dtype dtype;
-};
 
 // ---- GroupNorm ----
 
@@ -183,7 +111,7 @@ Tensor run_group_norm(const Tensor& x, const OptionalTensor& weight, const Optio
   p.mean = p.rstd + layout.n * groups;
   p.eps = static_cast<float>(eps);
   p.silu = silu;
-  launch(op, x, p, [&](const auto& table) { return slow ? table.group_norm_naive : table.group_norm; });
+  run(op, kFamily, x, p, [&](const auto& table) { return slow ? table.group_norm_naive : table.group_norm; });
   return stats;
 }
 
@@ -248,7 +176,7 @@ Tensors group_norm_backward(Tensor dy, Tensor x, OptionalTensor weight, Optional
     p.dscale = floats(grads[3]);
     p.dshift = floats(grads[4]);
     p.silu = silu;
-    launch(op, x, p, [&](const auto& table) {
+    run(op, kFamily, x, p, [&](const auto& table) {
       return slow ? table.group_norm_backward_naive : table.group_norm_backward;
     });
   }
@@ -305,7 +233,7 @@ Tensor run_row_norm(const Tensor& x, const OptionalTensor& residual, const Optio
   p.d = layout.d;
   p.eps = static_cast<float>(eps);
   p.rms = rms;
-  launch(op, x, p, [&](const auto& table) { return slow ? table.row_norm_naive : table.row_norm; });
+  run(op, kFamily, x, p, [&](const auto& table) { return slow ? table.row_norm_naive : table.row_norm; });
   return stats;
 }
 
@@ -365,8 +293,8 @@ Tensors row_norm_backward(Tensor dy, OptionalTensor dsum, Tensor s, OptionalTens
     p.rows = layout.rows;
     p.d = layout.d;
     p.rms = rms;
-    launch(op, s, p,
-           [&](const auto& table) { return slow ? table.row_norm_backward_naive : table.row_norm_backward; });
+    run(op, kFamily, s, p,
+        [&](const auto& table) { return slow ? table.row_norm_backward_naive : table.row_norm_backward; });
   }
   Tensors out;
   for (OptionalTensor& g : grads)

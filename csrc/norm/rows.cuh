@@ -41,12 +41,13 @@ struct RowMoments {
   }
 };
 
-// ---- naive: one block per row, one element at a time, the textbook's two passes and a third to write ----
+// ---- naive: one block per row, one element at a time, the textbook's two passes and a third to write. The second pass
+// also sums the deviations: their mean is what rounding the mean lost (Chan, Golub and LeVeque 1983, "corrected two-pass") ----
 
 constexpr KernelInfo kRowsNaive = DLOPS_NORM_KERNEL("row_norm", "naive", "1 row", "row_norm_naive");
 template <class T>
 __global__ void __launch_bounds__(kThreads) row_norm_naive(const RowNormParams p) {
-  DLOPS_SHARED(Sums<1>, scratch, [32]);
+  DLOPS_SHARED(Sums<2>, scratch, [32]);
   const Param<T> weight{p.weight, p.param_dtype}, bias{p.bias, p.param_dtype};
   const float size = static_cast<float>(p.d);
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
@@ -57,19 +58,25 @@ __global__ void __launch_bounds__(kThreads) row_norm_naive(const RowNormParams p
       const float v = static_cast<float>(x[i]);
       return residual ? static_cast<float>(static_cast<T>(v + static_cast<float>(residual[i]))) : v;
     };
-    Sums<1> total{}, squares{};
+    Sums<2> total{}, about{};  // about the mean: deviations, their squares
     for (int64_t i = threadIdx.x; i < p.d; i += kThreads) total.v[0] += at(i);
     const float mean = p.rms ? 0.f : block_reduce(total, scratch).v[0] / size;
-    for (int64_t i = threadIdx.x; i < p.d; i += kThreads) squares.v[0] += (at(i) - mean) * (at(i) - mean);
-    const float rstd = rstd_of(block_reduce(squares, scratch).v[0], size, p.eps);
+    for (int64_t i = threadIdx.x; i < p.d; i += kThreads) {
+      const float deviation = at(i) - mean;
+      about.v[0] += deviation;
+      about.v[1] += deviation * deviation;
+    }
+    about = block_reduce(about, scratch);
+    const float lost = p.rms ? 0.f : about.v[0] / size;
+    const float rstd = rstd_of(about.v[1] - size * lost * lost, size, p.eps);
     for (int64_t i = threadIdx.x; i < p.d; i += kThreads) {
       const float s = at(i);
       if (sum) sum[i] = static_cast<T>(s);
       static_cast<T*>(p.y)[row * p.d + i] =
-          static_cast<T>((s - mean) * rstd * weight.at(i, 1.f) + bias.at(i, 0.f));
+          static_cast<T>((s - mean - lost) * rstd * weight.at(i, 1.f) + bias.at(i, 0.f));
     }
     if (threadIdx.x == 0) {
-      if (!p.rms) p.mean[row] = mean;
+      if (!p.rms) p.mean[row] = mean + lost;
       p.rstd[row] = rstd;
     }
   }

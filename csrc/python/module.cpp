@@ -1,15 +1,18 @@
-// dlops._C: the kernels for study and measurement. The catalogue, the instruction-set level, and direct calls of the CPU
-// kernels on any DLPack tensor with preallocated outputs. It includes pybind11 and no torch; the dispatcher ops of
-// libdlops.so reach the same functions.
+// dlops._C: the kernels for study and measurement. The catalogue, the instruction-set level, direct calls of the CPU
+// kernels on any DLPack tensor with preallocated outputs, and the switch that sends CPU tensors to the simt runner. It
+// includes pybind11 and no torch; the dispatcher ops of libdlops.so reach the same functions.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <optional>
+#include <string>
 
 #include "../catalogue.h"
 #include "../cpu/isa.h"
 #include "../cpu/scratch.h"
 #include "../diffusion/cpu.h"
+#include "../emulation.h"
 #include "../math/cpu.h"
 #include "../norm/cpu.h"
 #include "dlpack.h"
@@ -38,6 +41,17 @@ py::list catalogue() {
     rows.append(row);
   }
   return rows;
+}
+
+// tables: CUDA launchers by family, in capsules named "dlops.<family>", as dlops._simt.tables() has them.
+void emulate_with(const std::optional<std::map<std::string, py::capsule>>& tables) {
+  emulate(nullptr, nullptr);
+  if (!tables) return;
+  for (const auto& [family, capsule] : *tables) {
+    const void* table = PyCapsule_GetPointer(capsule.ptr(), ("dlops." + family).c_str());
+    if (!table) throw py::error_already_set();
+    emulate(family.c_str(), table);
+  }
 }
 
 void math(const std::string& name, const py::object& x, const py::object& out) {
@@ -148,6 +162,9 @@ PYBIND11_MODULE(_C, m) {
       "dlops kernels for study and measurement: catalogue, instruction-set level, direct calls on DLPack "
       "tensors.";
   m.def("kernels", &catalogue, "One dict per kernel and variant.");
+  m.def("emulate", &emulate_with, py::arg("tables"),
+        "From now on this thread's CPU tensors go to these tables of CUDA launchers, {family: capsule}, as "
+        "_simt.tables() has them; None: to the CPU kernels.");
   m.def(
       "cpu_isa", [] { return std::string(cpu::isa_name(cpu::isa())); }, "The instruction-set level in use.");
   m.def("set_cpu_isa", &cpu::set_isa, py::arg("name"), "Use another level that this CPU has.");

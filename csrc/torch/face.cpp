@@ -20,12 +20,13 @@ void* current_stream(const Tensor& t) {
   return stream;
 }
 
-void check_launch([[maybe_unused]] const char* op, int error) {
+void check_launch(const char* op, int error) {
   if (error == 0) return;
+  std::string text = std::string(op) + ": CUDA error " + std::to_string(error);
 #if DLOPS_WITH_CUDA
-  throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(error) + ": " +
-                           cuda_error_string(error));
+  text += std::string(": ") + cuda_error_string(error);
 #endif
+  throw std::runtime_error(text);
 }
 
 }  // namespace dlops::face

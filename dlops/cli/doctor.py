@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,7 @@ from dlops._library import has_cuda_kernels
 from dlops.bench import machine
 from dlops.bench._text import columns
 from dlops.bench.baselines import UNTHROTTLE_LINE, mkl_probe
+from dlops.study import _golden, _runner
 
 EXTRAS = {
     "diffusers": "parity tests and the baseline of the scheduler benchmarks",
@@ -25,6 +27,12 @@ EXTRAS = {
     "tqdm": "progress bars",
     "pytest_benchmark": "benchmarks/ under pytest (package pytest-benchmark)",
 }
+
+# csrc/simt/README.md says why.
+NOT_PROVEN = (
+    "unconfirmed wrappers' reading of the PTX manual, the inline assembly itself, memory order between blocks, "
+    "spin loops, tensor-core rounding, fast-math error, register and launch limits, speed"
+)
 
 Line = tuple[str, str]
 
@@ -57,7 +65,27 @@ def _native() -> Iterator[Line]:
     if not has_cuda_kernels:
         first = "" if shutil.which("nvcc") else "install the CUDA toolkit (nvcc), then "
         yield "kernels, cuda", f"not built: {first}build again with DLOPS_CUDA=on"
-    yield "CUDA wrappers", "confirmed on hardware: none yet"
+    yield from _wrappers()
+
+
+def _wrappers() -> Iterator[Line]:
+    """Which of the instruction wrappers behave on a GPU as the simt runner plays them."""
+    try:
+        cases = {case["name"]: case["wrappers"] for case in _runner.module().conformance()}
+    except ImportError:
+        yield "simt runner", "not built: the CUDA kernels cannot run on this CPU"
+        return
+    confirmed, unconfirmed = _golden.confirmed_wrappers(cases)
+    gpus = "; ".join(sorted(set(confirmed.values())))
+    yield "CUDA wrappers", f"{len(confirmed)} confirmed on {gpus}" if confirmed else "confirmed on hardware: none yet"
+    yield from _wrapped("", ", ".join(confirmed))
+    yield from _wrapped("unconfirmed", ", ".join(unconfirmed))
+    yield from _wrapped("not proven", f"by the simt runner: {NOT_PROVEN}")
+
+
+def _wrapped(name: str, text: str) -> Iterator[Line]:
+    for number, line in enumerate(textwrap.wrap(text, 100)):
+        yield "" if number else name, line
 
 
 def _cpu() -> Iterator[Line]:
