@@ -69,25 +69,36 @@ class CMakeBuild(build_ext):
         ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 2))
         try:
-            subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", ninja, *settings], check=True)
+            configure = [tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", ninja, *settings]
+            subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)  # what matters goes to stderr
+            compiled = len(ninja_log(build))
             subprocess.run([tool("cmake"), "--build", build, "-j", jobs], check=True)
-            subprocess.run([tool("cmake"), "--install", build, "--prefix", stage], check=True)
+            install = [tool("cmake"), "--install", build, "--prefix", stage]
+            subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
         except subprocess.CalledProcessError as error:
             stop(f"the build failed ({error.cmd[0]} exited with {error.returncode}); the first error is above")
-        report_slowest(build)
+        report_slowest(ninja_log(build)[compiled:])
         target = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
         (target / "dlops").mkdir(parents=True, exist_ok=True)
-        for built in (stage / "dlops").iterdir():
-            shutil.copy2(built, target / "dlops" / built.name)
+        for built in (stage / "dlops").iterdir():  # by renaming: a process that has the old file loaded keeps it
+            beside = target / "dlops" / f".{built.name}.new"
+            shutil.copy2(built, beside)
+            beside.replace(target / "dlops" / built.name)
 
     def get_outputs(self) -> list[str]:
         return []  # the libraries are copied by run(); setuptools has none of its own
 
 
-def report_slowest(build: Path) -> None:
-    """Prints the three slowest translation units of this build folder (Ninja keeps start and end in ms)."""
+def ninja_log(build: Path) -> list[str]:
+    """What Ninja has built in this folder, a line each: start and end in ms, the output."""
+    log = build / ".ninja_log"
+    return log.read_text().splitlines()[1:] if log.exists() else []
+
+
+def report_slowest(lines: list[str]) -> None:
+    """Prints the three slowest translation units."""
     took: dict[str, int] = {}
-    for line in (build / ".ninja_log").read_text().splitlines()[1:]:
+    for line in lines:
         start, end, _, output, *_ = line.split("\t")
         if output.endswith(".o"):  # "CMakeFiles/norm_avx2.dir/csrc/norm/cpu.cpp.o", or "norm_launch.cu.o"
             unit = re.search(r"(\w+)\.dir/(.*)", output)

@@ -3,7 +3,7 @@
     kernel_resources.py LOG... [-o FILE] [--check]
 
 -o writes the rows as JSON; --check exits 1 if a kernel spills registers or ptxas gave warning C7508 (setmaxnreg
-ignored), C7510 or C7517 (wgmma serialised). A short table goes to stdout either way.
+ignored), C7510 or C7517 (wgmma serialised). Without -o, or with --check, a short table goes to stdout.
 """
 
 from __future__ import annotations
@@ -75,6 +75,16 @@ def parse(text: str) -> tuple[list[dict], list[str]]:
     return rows, complaints
 
 
+def table(rows: list[dict]) -> None:
+    print(f"{'kernel':58} {'arch':8} {'regs':>4} {'shared':>6} {'spill':>5} {'stack':>5}")
+    for row in rows:
+        spill = row["spill_stores"] + row["spill_loads"]
+        print(
+            f"{row['kernel']:58} {row['architecture']:8} {row['registers']:4} {row['shared_static']:6}"
+            f" {spill:5} {row['stack']:5}"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", type=Path)
@@ -94,13 +104,8 @@ def main() -> int:
     rows.sort(key=lambda row: (row["kernel"], row["architecture"]))
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"{'kernel':58} {'arch':8} {'regs':>4} {'shared':>6} {'spill':>5} {'stack':>5}")
-    for row in rows:
-        spill = row["spill_stores"] + row["spill_loads"]
-        print(
-            f"{row['kernel']:58} {row['architecture']:8} {row['registers']:4} {row['shared_static']:6}"
-            f" {spill:5} {row['stack']:5}"
-        )
+    if options.check or not options.output:
+        table(rows)
     names = [m[0] for c in complaints if (m := re.match(r"_Z\w+", c))]
     readable |= demangle(names)
     for complaint in complaints:

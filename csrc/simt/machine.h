@@ -60,15 +60,15 @@ struct
   Loc loc;
 };
 
-struct Thread : Here {
+struct alignas(64) Thread : Here {  // what a turn touches comes first, in two cache lines
   Block* block = nullptr;
   int rank = 0, warp = 0;  // in the block
   Fiber fiber;
-  bool done = false;
   const char* waits_for = nullptr;
   Loc loc;                                  // where it waits
   Meeting* meeting = nullptr;               // in which
   uint32_t waits_at = 0, waits_parity = 0;  // for which mbarrier (a shared address), and its phase
+  bool done = false;
   std::vector<AsyncCopy> copies;
   std::vector<BulkStore> stores;
   long copy_group = 0, store_group = 0;

@@ -20,7 +20,8 @@ struct Rows {  // what one lane brings to ldmatrix or stmatrix
 
 // The 8 rows of matrix i: their addresses come from lanes 8i .. 8i+7 (PTX ISA 9.7.14.5.15).
 void rows_of(Rows** lanes, int i, const char* what, Access access, uint16_t* (&row)[8]) {
-  int passes = 0;
+  uint32_t taken[8][8];  // different rows in one 16-byte column of the banks take turns
+  int turns[8] = {}, passes = 0;
   for (int j = 0; j < 8; j++) {
     const Rows& q = *lanes[8 * i + j];
     Thread& lane = *(self() - self()->lane + 8 * i + j);
@@ -28,12 +29,10 @@ void rows_of(Rows** lanes, int i, const char* what, Access access, uint16_t* (&r
       fail_as(lane, q.loc, "%s: this lane's address 0x%x is not aligned to 16 bytes", what, q.address);
     row[j] = reinterpret_cast<uint16_t*>(shared_pointer(q.address, 16, what, q.loc));
     if (checker) checker->access(lane, row[j], 16, access, q.loc);
-    int same = 1;  // different rows in one 16-byte column of the banks take turns
-    for (int k = 0; k < j; k++) {
-      const uint32_t other = lanes[8 * i + k]->address;
-      same += other != q.address && other / 16 % 8 == q.address / 16 % 8;
-    }
-    passes = std::max(passes, same);
+    const uint32_t column = q.address / 16 % 8;
+    if (std::find(taken[column], taken[column] + turns[column], q.address) == taken[column] + turns[column])
+      taken[column][turns[column]++] = q.address;
+    passes = std::max(passes, turns[column]);
   }
   Counters& counters = self()->block->gang->counters;
   counters.shared_requests++;

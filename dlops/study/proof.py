@@ -38,12 +38,12 @@ def main() -> int:
     path = planting.plant("proof", [BARRIER], only=[UNIT])
     compiled = time.perf_counter()
     broken = planting.in_child(lambda: _run(x, weight, planting.load(path)), timeout=60)
-    print(f"\nThe copy, compiled in {compiled - start:.1f} s and run on the CPU in {time.perf_counter() - compiled:.1f} s:\n")
+    print(f"\nThe copy, compiled in {compiled - start:.1f} s and run on the CPU in {time.perf_counter() - compiled:.2f} s:\n")
     _show(broken)
 
     start = time.perf_counter()
     clean = _run(x, weight, module(race=True))
-    print(f"\nThe kernel as it is, run in {time.perf_counter() - start:.1f} s:\n")
+    print(f"\nThe kernel as it is, run in {time.perf_counter() - start:.2f} s:\n")
     _show(clean)
     if clean.outputs is not None:
         launch = clean.report.launches[0]

@@ -42,7 +42,7 @@ def test_bug_is_caught(planted, bug):
     done = programs.run(planted[bug].result())
     if bug.finding:
         assert done.returncode == 2 and bug.finding in done.stdout, done.stdout + done.stderr
-        assert f": tests/simt/kernels/{bug.program}.cuh:" in done.stdout, (
+        assert f" tests/simt/kernels/{bug.program}.cuh:" in done.stdout, (
             f"the message names no line of the kernel: {done.stdout}"
         )
     else:
