@@ -60,10 +60,10 @@ class Crashed(RuntimeError):
     """The child process died, or had to be killed."""
 
 
-def build_tree() -> Path:
-    """The build folder of this Python."""
-    tree = ROOT / "build" / f"cmake-cp{sys.version_info.major}{sys.version_info.minor}"
-    if not (ROOT / "csrc").is_dir() or not (tree / "compile_commands.json").is_file():
+def build_tree(root: Path = ROOT, flavour: str = "") -> Path:
+    """The build folder of this Python in a checkout."""
+    tree = root / "build" / f"cmake-cp{sys.version_info.major}{sys.version_info.minor}{flavour}"
+    if not (root / "csrc").is_dir() or not (tree / "compile_commands.json").is_file():
         raise RuntimeError(
             "dlops.study.planting compiles changed copies of the kernels: it works in a checkout, after `make build`; "
             f"there is no {tree}"

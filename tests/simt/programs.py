@@ -14,7 +14,7 @@ import pytest
 
 from dlops.study import planting
 
-ROOT = planting.ROOT
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120
 
 
@@ -24,9 +24,7 @@ SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # `make asan`: a buil
 @lru_cache(maxsize=1)
 def _built() -> Path:
     """The build tree, with every program in it."""
-    tree = planting.build_tree()
-    if SANITIZED:
-        tree = tree.with_name(tree.name + "-asan")
+    tree = planting.build_tree(ROOT, "-asan" if SANITIZED else "")
     planting.ninja(tree, "simt_programs")
     return tree
 

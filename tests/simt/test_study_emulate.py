@@ -13,7 +13,7 @@ import dlops
 from dlops import study
 from dlops.functional import diffusion_step, group_norm, layer_norm, randn
 
-pytest.importorskip("dlops._simt", reason="the simt runner is not built")
+pytest.importorskip("dlops._simt_race", reason="the race build of the simt runner is not built")
 X = torch.randn(10, 8, 12, 10, generator=torch.Generator().manual_seed(0))
 
 
