@@ -65,6 +65,11 @@ simt: build
 	$(P) -m pytest --simt=only-race -k simt $(SIMT_TESTS)
 	$(P) -m pytest -m planted --durations=3 tests/simt
 
+# One of the runner's test programs: make build/simt_flash, build/simt_flash_race, build/simt_flash_debug, build/simt_speed.
+TREE = $(shell $(P) -c 'import sys; print("cmake-cp%d%d" % sys.version_info[:2])')
+build/simt_%: build
+	@$(TOOL) ninja -C build/$(TREE) simt_$* && ln -sf $(TREE)/simt_$* $@
+
 gpu: export OFFLINE := 1
 gpu: env
 	$(P) benchmarks/gpu.py $(WHAT)
