@@ -28,6 +28,12 @@ def test_all_names_exist() -> None:
         assert hasattr(dlops, name), name
 
 
+def test_import_loads_no_compiler_and_no_runner() -> None:
+    code = "import sys, dlops; print([name for name in sys.modules if name == 'torch._dynamo' or '_simt' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_import_needs_no_optional_package() -> None:
     """Importing dlops loads torch and numpy, and nothing that only the demo, the tests or the benchmarks use."""
     optional = "diffusers hypothesis jinja2 matplotlib pybind11 pytest scipy sklearn tqdm".split()

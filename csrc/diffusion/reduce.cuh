@@ -147,6 +147,8 @@ __global__ void __launch_bounds__(kReduceThreads, 1) step_reduce(const StepReduc
       const float q = magnitude_quantile<T>(p, n, k, factor, wide);
       threshold = q < 1.f ? 1.f : q > p.threshold_max ? p.threshold_max : q;
     }
+    SIMT_TRACE("factor", factor);
+    SIMT_TRACE("threshold", threshold);
     if (threadIdx.x == 0) {
       p.scale[2 * n] = factor;
       p.scale[2 * n + 1] = threshold;

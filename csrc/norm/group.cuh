@@ -84,6 +84,8 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 1 : 2)
     }
     m = block_reduce(m, scratch);
     const float rstd = rstd_of(m.m2, m.count, p.eps);
+    SIMT_TRACE("mean", m.mean);
+    SIMT_TRACE("rstd", rstd);
     if (threadIdx.x == 0) p.mean[group] = m.mean, p.rstd[group] = rstd;
     for (int c = static_cast<int>(threadIdx.x); c < per; c += static_cast<int>(blockDim.x)) {
       const Affine k = affine_of<T>(p, sample, first + c, m.mean, rstd);

@@ -124,6 +124,8 @@ __global__ void __launch_bounds__(kRowBlockThreads, 1)
     }
     m = row_reduce(m, scratch);
     const float mean = m.m.mean, rstd = rstd_of(m.m.m2, m.m.count, p.eps);
+    SIMT_TRACE("mean", mean);
+    SIMT_TRACE("rstd", rstd);
     if (threadIdx.x == 0) {
       if (!p.rms) p.mean[row] = mean;
       p.rstd[row] = rstd;

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dlops import functional
+from dlops._eager import eager
 from dlops.diffusion import schedules
 from dlops.diffusion._config import Configured
 from dlops.diffusion._noise import Generators, torch_randn
@@ -88,7 +89,7 @@ class Scheduler(Configured):
         """Table [steps, 11] in float64 and bool [steps]: does the row draw noise. The run starts at row `begin`."""
         raise NotImplementedError
 
-    @torch.compiler.disable
+    @eager
     def _select(self, options: Any, begin: int) -> None:
         """Make the table for these step options current."""
         if (options, begin) not in self._tables:
@@ -103,7 +104,7 @@ class Scheduler(Configured):
         self._noisy = bool(draws.any())
         self._upload(self._device)
 
-    @torch.compiler.disable
+    @eager
     def _upload(self, device: torch.device) -> None:
         self._device = device
         self._table = self._host_table.to(torch.float32).to(device)
@@ -173,7 +174,7 @@ class Scheduler(Configured):
         if self._times is None:
             raise ValueError(f"{type(self).__name__}.{method}: set_timesteps must be called first")
 
-    @torch.compiler.disable
+    @eager
     def _recount(self) -> int:
         """The host counter after compiled steps: waits for the device."""
         self._step_index = min(int(self._row), len(self._draws))

@@ -60,8 +60,9 @@ class Crashed(RuntimeError):
     """The child process died, or had to be killed."""
 
 
-def build_tree(root: Path = ROOT, flavour: str = "") -> Path:
+def build_tree(root: Path | None = None, flavour: str = "") -> Path:
     """The build folder of this Python in a checkout."""
+    root = root or ROOT
     tree = root / "build" / f"cmake-cp{sys.version_info.major}{sys.version_info.minor}{flavour}"
     if not (root / "csrc").is_dir() or not (tree / "compile_commands.json").is_file():
         raise RuntimeError(

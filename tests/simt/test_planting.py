@@ -67,12 +67,13 @@ def _emulate(name: str, edit: Edit, **options):
 
 def test_trace():
     reduced = "    m = block_reduce(m, scratch);\n"
-    edit = Edit("csrc/norm/group.cuh", reduced, reduced + '    SIMT_TRACE("mean", m.mean);\n')
+    edit = Edit("csrc/norm/group.cuh", reduced, reduced + '    SIMT_TRACE("m2", m.m2);\n')
     report = _emulate("trace", edit, trace=(1, (37, 0, 0))).report
-    assert report.traced == ((1, 0, 0), (37, 0, 0)) and {t.name for t in report.trace} == {"mean"}
-    assert [t.value for t in report.trace] == pytest.approx([float(X[1].mean()), float(X[9].mean())], abs=1e-6)
+    planted = [t for t in report.trace if t.name == "m2"]
+    assert report.traced == ((1, 0, 0), (37, 0, 0)) and {t.name for t in report.trace} == {"m2", "mean", "rstd"}
+    assert [t.value for t in planted] == pytest.approx([float(X[i].var(correction=0)) * X[i].numel() for i in (1, 9)])
     line = edit.line() + 1
-    assert all(t.source.endswith(f"csrc/norm/group.cuh:{line}") for t in report.trace)
+    assert all(t.source.endswith(f"csrc/norm/group.cuh:{line}") for t in planted)
     text = str(report)
     assert "trace of block (1, 0, 0), thread (37, 0, 0):" in text and f"group.cuh:{line}" in text
 
