@@ -63,6 +63,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" not in metafunc.fixturenames:
         return
     only, _, build = metafunc.config.getoption("simt").rpartition("-")
+    if only and not importlib.util.find_spec(SIMT_MODULES[build]):
+        raise pytest.UsageError(f"--simt=only-{build}: {SIMT_MODULES[build]} is not built")
     devices = [Device("cpu", isa) for isa in _C.cpu_isas()] + [Device("cuda")] * HAS_CUDA
     if build != "off" and importlib.util.find_spec(SIMT_MODULES[build]):
         emulated = [Device("cpu", simt=build)]

@@ -39,7 +39,7 @@ struct Launch {
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Launch& l, A&&... args) {
   cudaError_t error = cudaSuccess;
-  if (l.smem > 48 * 1024)  // more has to be asked for
+  if (l.smem > 0)  // beyond 48 KB, less what the kernel has of static shared memory, it has to be asked for
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(l.smem));
   if (error == cudaSuccess) {

@@ -88,7 +88,8 @@ inline T __shfl_sync(uint32_t mask, T value, int from, int width = 32 DLOPS_LOC)
 }
 template <class T>
 inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32 DLOPS_LOC) {
-  const int from = dlops::simt::in_segment(dlops::simt::here->lane ^ lanes, width);
+  int from = dlops::simt::here->lane ^ lanes;  // may lie in an earlier segment (PTX ISA 9.7.9.6, shfl.bfly)
+  if (from >= dlops::simt::segment(width) + width) from = dlops::simt::here->lane;
   return dlops::simt::shuffle(mask, value, from, "__shfl_xor_sync", loc);
 }
 template <class T>

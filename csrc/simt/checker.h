@@ -35,7 +35,8 @@ struct Checker {
   virtual void acquire_phase(Thread&, const void* mbarrier) = 0;
   // Asynchronous operations. One that an mbarrier tracks is known to those who waited for its phase; the others are known
   // to threads that have waited for the operation itself.
-  virtual Ticket start(Thread&, const void* mbarrier = nullptr) = 0;
+  virtual Ticket start(Thread&, const void* mbarrier) = 0;
+  virtual Ticket start_warp(Thread& first_lane) = 0;  // by all lanes together
   virtual void acquire(Thread&, const Ticket&) = 0;
   virtual void access(const Ticket&, const void* p, size_t bytes, Access, Loc) = 0;
 

@@ -1,5 +1,7 @@
 #include "clocks.h"
 
+#include <algorithm>
+
 namespace dlops::simt {
 
 Clocks::Clocks(const Gang& g)
@@ -7,7 +9,7 @@ Clocks::Clocks(const Gang& g)
       per_block_(static_cast<uint32_t>(g.blocks[0].threads.size())),
       tick_(n_, 1),
       agent_tick_(n_),
-      fenced_(n_),
+      fences_(n_),
       block_floor_(n_),
       gang_floor_(n_),
       block_known_(g.blocks.size()),
@@ -70,17 +72,41 @@ void Clocks::complete_phase(const void* p) {
 }
 void Clocks::acquire_phase(Thread& t, const void* p) { known_[id(t)].merge(mbarrier(p).complete); }
 
+void Clocks::learn(Clock& c, Thread& t) {
+  c.merge(known_[id(t)]);
+  c.merge(block_known_[t.block->rank]);
+  for (const Thread& other : t.block->threads) c.raise(id(other), block_floor_[id(other)]);
+  for (uint32_t other = 0; other < n_; other++) c.raise(other, gang_floor_[other]);
+  c.raise(id(t), tick_[id(t)]++);
+}
+
 Ticket Clocks::start(Thread& t, const void* p) {
   auto s = std::make_shared<Snapshot>();
   s->thread = &t;
   s->stamp = p ? Stamp{mbarrier(p).id, mbarrier(p).phase + 1} : Stamp{n_ + id(t), ++agent_tick_[id(t)]};
-  s->known = known_[id(t)];
-  s->known.merge(block_known_[t.block->rank]);
-  for (const Thread& other : t.block->threads) s->known.raise(id(other), block_floor_[id(other)]);
-  for (uint32_t other = 0; other < n_; other++) s->known.raise(other, gang_floor_[other]);
-  s->known.raise(id(t), tick_[id(t)]);
+  learn(s->known, t);
   s->known.raise(s->stamp.id, s->stamp.tick);
   return s;
+}
+
+Ticket Clocks::start_warp(Thread& first) {
+  auto s = std::make_shared<Snapshot>();
+  s->thread = &first;
+  s->stamp = {n_ + id(first), ++agent_tick_[id(first)]};
+  learn(s->known, first);  // the floors are the block's: the other lanes add what they know besides
+  for (Thread* t = &first + 1; t < &first + 32; t++) {
+    s->known.merge(known_[id(*t)]);
+    s->known.raise(id(*t), tick_[id(*t)]++);
+  }
+  s->known.raise(s->stamp.id, s->stamp.tick);
+  return s;
+}
+
+bool Clocks::fenced(Stamp write, const Snapshot& reader) const {
+  if (write.id >= n_) return true;  // asynchronous itself
+  const std::vector<uint32_t>& fences = fences_[write.id];
+  const auto after = std::lower_bound(fences.begin(), fences.end(), write.tick);
+  return after != fences.end() && *after <= reader.known.at(write.id);
 }
 
 }  // namespace dlops::simt

@@ -57,12 +57,13 @@ class Clocks {
   void arrive(Thread&, const void* mbarrier);
   void complete_phase(const void* mbarrier);
   void acquire_phase(Thread&, const void* mbarrier);
-  Ticket start(Thread&, const void* mbarrier);
+  Ticket start(Thread&, const void* mbarrier);  // null: the thread's agent
+  Ticket start_warp(Thread& first_lane);
   void acquire(Thread& t, const Ticket& ticket) { known_[id(t)].raise(ticket->stamp.id, ticket->stamp.tick); }
 
-  // fence.proxy.async: what this thread wrote before is known to the asynchronous proxy.
-  void fence_proxy(Thread& t) { fenced_[id(t)] = tick_[id(t)]++; }
-  bool fenced(Stamp s) const { return s.id >= n_ || s.tick <= fenced_[s.id]; }
+  // fence.proxy.async: what this thread wrote before is there for asynchronous operations that know of the fence.
+  void fence_proxy(Thread& t) { fences_[id(t)].push_back(tick_[id(t)]++); }
+  bool fenced(Stamp write, const Snapshot& reader) const;
 
  private:
   struct MBarrier {
@@ -70,9 +71,11 @@ class Clocks {
     Clock arriving, complete;
   };
   MBarrier& mbarrier(const void* p);
+  void learn(Clock&, Thread&);  // all that a thread knows; what it does later is not part of it
 
   uint32_t n_, per_block_;
-  std::vector<uint32_t> tick_, agent_tick_, fenced_;  // [n]
+  std::vector<uint32_t> tick_, agent_tick_;    // [n]
+  std::vector<std::vector<uint32_t>> fences_;  // [n]: the ticks of a thread's proxy fences
   std::vector<uint32_t> block_floor_,
       gang_floor_;                  // [n]: ticks at the last barrier of the block, of the gang
   std::vector<Clock> block_known_;  // [blocks]: what else all of a block know since its last barrier

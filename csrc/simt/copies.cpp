@@ -107,24 +107,25 @@ void tma_load(void* dst, const CUtensorMap* map, uint64_t* bar, const int* coord
   Thread& issuer = *self();
   const Ticket ticket = checker ? checker->start(issuer, bar) : nullptr;
   for (uint32_t first = 0; first < rows(*map); first += kPiece)
-    issuer.block->gang->landing.push_back([=, &issuer] {
-      const uint32_t last = std::min(first + kPiece, rows(box.map));
-      box.each_chunk(*issuer.block, first, last, [&](char* to, char* const* from, uint32_t count) {
-        for (uint32_t e = 0; e < count; e++) {
-          char* element = to + e * box.map.elem_bytes;
-          from[e] ? std::memcpy(element, from[e], box.map.elem_bytes)
-                  : std::memset(element, 0, box.map.elem_bytes);
-        }
-        if (checker) checker->access(ticket, to, 16, Access::async_write, loc);
-      });
-      deliver(issuer, bar, static_cast<int>((last - first) * row_bytes(box.map)), loc);
-    });
+    issuer.block->gang->landing.push_back(
+        {issuer.block, loc, [=, &issuer] {
+           const uint32_t last = std::min(first + kPiece, rows(box.map));
+           box.each_chunk(*issuer.block, first, last, [&](char* to, char* const* from, uint32_t count) {
+             for (uint32_t e = 0; e < count; e++) {
+               char* element = to + e * box.map.elem_bytes;
+               from[e] ? std::memcpy(element, from[e], box.map.elem_bytes)
+                       : std::memset(element, 0, box.map.elem_bytes);
+             }
+             if (checker) checker->access(ticket, to, 16, Access::async_write, loc);
+           });
+           deliver(issuer, bar, static_cast<int>((last - first) * row_bytes(box.map)), loc);
+         }});
 }
 
 void tma_store(const CUtensorMap* map, const void* src, const int* coordinates, Loc loc) {
   const Box box = box_of("TMA store", map, src, coordinates, loc);
   Thread& issuer = *self();
-  const Ticket ticket = checker ? checker->start(issuer) : nullptr;
+  const Ticket ticket = checker ? checker->start(issuer, nullptr) : nullptr;
   auto taken = std::make_shared<std::vector<char>>();
   auto each = [=, &issuer](auto f) { box.each_chunk(*issuer.block, 0, rows(box.map), f); };
   auto read = [=, &issuer] {

@@ -26,7 +26,7 @@ struct Options {
   uint64_t seed;
   int threads;  // OS threads; 0: one per processor
 };
-Options options();  // of the next launch; at start from DLOPS_SIMT_ORDER and DLOPS_SIMT_SEED
+Options options();  // of this OS thread's launches; at start from DLOPS_SIMT_ORDER and DLOPS_SIMT_SEED
 void set_options(const Options&);
 Order order_of(const std::string& name);  // throws std::invalid_argument
 
@@ -40,7 +40,7 @@ struct Warpgroup;
 struct Meeting {
   const char* what = nullptr;
   Loc loc;
-  uint32_t mask = 0;
+  uint32_t mask = 0;  // of a warp: the lanes that take part
   int need = 0, arrived = 0;
   std::vector<Thread*> waiting;
   std::vector<void*> arguments;  // by slot (the lane, or the rank in the warpgroup); null where nobody came
@@ -120,22 +120,31 @@ struct Counters {
   void add(const Counters&);
 };
 
+struct Landing {       // a piece of a TMA load
+  const Block* block;  // into its shared memory
+  Loc loc;
+  std::function<void()> land;
+};
+
 struct Gang {
   Config config;
   std::string name;  // the kernel's
   Order order = Order::plain;
   void (*body)(const void* arguments) = nullptr;
   std::vector<Block> blocks;
-  Meeting everyone;                            // cluster.sync and grid.sync
-  std::vector<Thread*> ready;                  // a ring; its size is a power of two
-  size_t head = 0, tail = 0;                   //
-  int live = 0;                                // threads that have not returned
-  std::vector<std::function<void()>> landing;  // copies under way (TMA)
+  Meeting everyone;                    // cluster.sync and grid.sync
+  std::vector<Thread*> ready;          // a ring; its size is a power of two
+  size_t head = 0, tail = 0;           //
+  int live = 0;                        // threads that have not returned
+  std::vector<Landing> landing;        // copies under way (TMA)
+  std::vector<SharedVariable> layout;  // where static shared variables lie, in every block alike
+  size_t layout_end = 0;
   std::mt19937_64 random;
   unsigned mix = 1;  // random order: how rarely it takes just any thread
   Fiber scheduler;
   std::string error;
   Counters counters;
+  struct Recording* recording = nullptr;   // of the thread that launched
   std::shared_ptr<struct RaceState> race;  // in the race build
 
   int thread_count() const { return int(blocks.size() * blocks[0].threads.size()); }

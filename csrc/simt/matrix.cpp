@@ -1,5 +1,6 @@
 // ldmatrix, stmatrix and mma.sync: one warp at a time.
 #include <algorithm>
+#include <bit>
 
 #include "checker.h"
 #include "fragment.h"
@@ -9,6 +10,11 @@
 namespace dlops::simt {
 
 namespace {
+
+void need_full_warp(const char* what, Loc loc) {
+  const uint32_t lanes = self()->block->warps[self()->warp].lanes;
+  if (lanes != ~0u) fail(loc, "%s in a warp of %d lanes: it needs all 32", what, std::popcount(lanes));
+}
 
 struct Rows {  // what one lane brings to ldmatrix or stmatrix
   uint32_t* r;
@@ -27,7 +33,7 @@ void rows_of(Rows** lanes, int i, const char* what, Access access, uint16_t* (&r
     Thread& lane = *(self() - self()->lane + 8 * i + j);
     if (q.address % 16)
       fail_as(lane, q.loc, "%s: this lane's address 0x%x is not aligned to 16 bytes", what, q.address);
-    row[j] = reinterpret_cast<uint16_t*>(shared_pointer(q.address, 16, what, q.loc));
+    row[j] = reinterpret_cast<uint16_t*>(shared_pointer(lane, q.address, 16, what, q.loc));
     if (checker) checker->access(lane, row[j], 16, access, q.loc);
     const uint32_t column = q.address / 16 % 8;
     if (std::find(taken[column], taken[column] + turns[column], q.address) == taken[column] + turns[column])
@@ -43,6 +49,7 @@ void rows_of(Rows** lanes, int i, const char* what, Access access, uint16_t* (&r
 
 // Lane t holds elements (t/4, 2(t%4)) and the next one of each matrix; transposed, those of the matrix on its side.
 void ldmatrix(uint32_t* r, int count, uint32_t address, bool transpose, Loc loc) {
+  need_full_warp("ldmatrix", loc);
   Rows mine{r, count, address, transpose, loc};
   warp_collective<Rows>(~0u, "ldmatrix", loc, mine, [](Rows** lanes) {
     for (int i = 0; i < lanes[0]->count; i++) {
@@ -59,6 +66,7 @@ void ldmatrix(uint32_t* r, int count, uint32_t address, bool transpose, Loc loc)
 
 // PTX ISA 9.7.14.5.16.
 void stmatrix(const uint32_t* r, int count, uint32_t address, bool transpose, Loc loc) {
+  need_full_warp("stmatrix", loc);
   Rows mine{const_cast<uint32_t*>(r), count, address, transpose, loc};
   warp_collective<Rows>(~0u, "stmatrix", loc, mine, [](Rows** lanes) {
     for (int i = 0; i < lanes[0]->count; i++) {
@@ -124,6 +132,7 @@ void multiply(Mma** lanes) {  // D[16, 8] += A[16, 16] B[16, 8]
 
 // PTX ISA 9.7.14.5.8, "Matrix Fragments for mma.m16n8k16 with floating point type".
 void mma_m16n8k16(Half16 type, float* d, const uint32_t* a, const uint32_t* b, Loc loc) {
+  need_full_warp("mma.m16n8k16", loc);
   Mma mine{type, d, a, b};
   warp_collective<Mma>(~0u, "mma.m16n8k16", loc, mine, [](Mma** lanes) {
     lanes[0]->type == Half16::bf16 ? multiply<Half16::bf16>(lanes) : multiply<Half16::f16>(lanes);

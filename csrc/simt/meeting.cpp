@@ -65,14 +65,15 @@ void order_memory(Meeting& m) {
   m.waiting.pop_back();
 }
 
-// Where the lanes of a warp have split: the meeting these lanes are in (which must agree), else an idle one.
+// Where the lanes of a warp have split: the meeting of exactly these lanes, else an idle one. A lane of the mask may wait in
+// another meeting: it comes here when that is over, or the launch ends in a deadlock, which names both.
 Meeting* split_meeting(Warp& w, uint32_t mask) {
-  Meeting* m = nullptr;
-  for (auto& candidate : w.meetings) {
-    if (candidate->arrived && !(candidate->mask & mask)) continue;
-    if (!m || candidate->arrived) m = candidate.get();
+  Meeting* idle = nullptr;
+  for (auto& m : w.meetings) {
+    if (m->arrived && m->mask == mask) return m.get();
+    if (!m->arrived) idle = m.get();
   }
-  return m ? m : w.meetings.emplace_back(std::make_unique<Meeting>()).get();
+  return idle ? idle : w.meetings.emplace_back(std::make_unique<Meeting>()).get();
 }
 
 }  // namespace
@@ -88,7 +89,7 @@ void meet_warp(uint32_t mask, const char* what, Loc loc, void* argument, Run run
     fail(loc, "%s: lane %d is in the mask %08x but has returned", what, std::countr_zero(w.exited & mask),
          mask);
   Meeting* m = w.meetings.empty() ? nullptr : w.meetings[0].get();
-  if (!m || w.meetings.size() > 1 || (m->arrived && !(m->mask & mask))) m = split_meeting(w, mask);
+  if (!m || w.meetings.size() > 1 || (m->arrived && m->mask != mask)) m = split_meeting(w, mask);
   const Call call{what, loc, std::popcount(mask), mask, me.lane, argument, run};
   if (!arrive(*m, call)) return wait_in(*m, call);
   b.gang->counters.warp_collectives++;

@@ -62,13 +62,15 @@ py::dict end() {
     py::dict row(py::arg("kernel") = l.kernel, py::arg("grid") = to_tuple(l.config.grid),
                  py::arg("block") = to_tuple(l.config.block), py::arg("cluster") = to_tuple(l.config.cluster),
                  py::arg("shared_bytes") = c.shared_bytes, py::arg("barriers") = c.barriers,
-                 py::arg("warp_collectives") = c.warp_collectives,
-                 py::arg("shared_requests") = c.shared_requests, py::arg("shared_passes") = c.shared_passes,
-                 py::arg("global_requests") = py::none(), py::arg("global_sectors") = py::none());
-    if (simt::checker) {  // only then are ordinary loads and stores seen
-      row["global_requests"] = c.global_requests;
-      row["global_sectors"] = c.global_sectors;
-    }
+                 py::arg("warp_collectives") = c.warp_collectives);
+    // Ordinary loads and stores are seen where a checker is linked, and not elsewhere.
+    auto traffic = [&](const char* name, long count) {
+      row[name] = simt::checker ? py::object(py::int_(count)) : py::none();
+    };
+    traffic("shared_requests", c.shared_requests);
+    traffic("shared_passes", c.shared_passes);
+    traffic("global_requests", c.global_requests);
+    traffic("global_sectors", c.global_sectors);
     launches.append(row);
   }
   for (const simt::TraceRecord& t : r.trace)

@@ -19,7 +19,7 @@ struct Record {
   Place place;
 };
 struct Cell {
-  Record write, atomic, reads[2];  // two readers are remembered
+  Record write, atomics[2], reads[2];  // of several threads, the first and the last are remembered
 };
 
 // The history of a block's shared memory: one cell per `grain` bytes, which is a word until an access is narrower than that.
@@ -100,6 +100,7 @@ void check(const Visit& v, Block& b, size_t offset, size_t bytes) {
   RaceState& state = *v.thread.block->gang->race;
   const Access kind = v.record.kind;
   if (!bytes) return;
+  if (b.live == 0 && &b != v.thread.block) report(v, b, offset, ", and that block has returned");
   if (!find_variable(b, offset,
                      bytes))  // another block of the cluster may not have come to its declaration yet
     report(v, b, offset,
@@ -117,20 +118,20 @@ void check(const Visit& v, Block& b, size_t offset, size_t bytes) {
       report(v, b, offset,
              ", the target of a copy that has not been waited for, requested at " + describe(w.place));
     ordered(w);
-    if (kind != Access::atomic) ordered(cell.atomic);
+    if (kind != Access::atomic)
+      for (const Record& r : cell.atomics) ordered(r);
     if (!w.stamp.tick && !overwrites(kind)) report(v, b, offset, ", which was never written");
-    if (kind == Access::async_read && w.kind == Access::write && !state.clocks.fenced(w.stamp))
+    if (kind == Access::async_read && w.kind == Access::write && !state.clocks.fenced(w.stamp, *v.snapshot))
       report(v, b, offset, ", which has had no fence.proxy.async since the write at " + describe(w.place));
     if (writes(kind))
       for (const Record& r : cell.reads) ordered(r);
     if (overwrites(kind)) {
       cell = Cell{v.record, {}, {}};
-    } else if (kind == Access::atomic) {
-      cell.atomic = v.record;
-    } else {
-      const bool first = !cell.reads[0].stamp.tick || cell.reads[0].stamp.id == v.record.stamp.id;
-      cell.reads[first ? 0 : 1] = v.record;
+      continue;
     }
+    Record(&slots)[2] = kind == Access::atomic ? cell.atomics : cell.reads;
+    const bool first = !slots[0].stamp.tick || slots[0].stamp.id == v.record.stamp.id;
+    slots[first ? 0 : 1] = v.record;
   }
 }
 
@@ -159,7 +160,7 @@ struct RaceChecker : Checker {
 
   void begin(Gang& g) override {
     g.race = std::make_shared<RaceState>(g);
-    g.race->requests.on = recording_on();
+    g.race->requests.on = g.recording != nullptr;
   }
   void end(Gang& g) override { g.race->requests.finish(g.counters); }
   void block_met(Block& b) override { b.gang->race->clocks.block_met(b); }
@@ -172,6 +173,7 @@ struct RaceChecker : Checker {
   void complete_phase(Gang& g, const void* m) override { g.race->clocks.complete_phase(m); }
   void acquire_phase(Thread& t, const void* m) override { clocks(t).acquire_phase(t, m); }
   Ticket start(Thread& t, const void* m) override { return clocks(t).start(t, m); }
+  Ticket start_warp(Thread& t) override { return clocks(t).start_warp(t); }
   void acquire(Thread& t, const Ticket& ticket) override { clocks(t).acquire(t, ticket); }
   void fence_proxy(Thread& t) override { clocks(t).fence_proxy(t); }
 

@@ -75,13 +75,17 @@ extern "C"
 
 void check_launch(const Config& c, const std::string& name) {
   auto refuse = [&](const std::string& why) { throw Error(name + ": launch refused: " + why); };
-  if (count(c.block) == 0 || c.grid.x == 0 || c.grid.y == 0 || c.grid.z == 0)
-    refuse("grid " + str(c.grid) + " x block " + str(c.block) + " is empty");
-  if (count(c.block) > 1024 || c.block.z > 64)
+  for (dim3 d : {c.grid, c.block, c.cluster})
+    if (!d.x || !d.y || !d.z)
+      refuse("grid " + str(c.grid) + " x block " + str(c.block) + ", cluster " + str(c.cluster) +
+             " is empty");
+  if (c.block.x > 1024 || c.block.y > 1024 || c.block.z > 64 || count(c.block) > 1024)
     refuse("block " + str(c.block) + " has more than 1024 threads or z > 64");
-  if (c.grid.y > 65535 || c.grid.z > 65535) refuse("grid " + str(c.grid) + ": y and z are at most 65535");
+  if (c.grid.x > 0x7fffffff || c.grid.y > 65535 || c.grid.z > 65535)
+    refuse("grid " + str(c.grid) + ": x is at most 2^31 - 1, y and z 65535");
   if (c.smem > kSharedLimit) refuse(format("%zu bytes of shared memory, at most %zu", c.smem, kSharedLimit));
-  if (count(c.cluster) > 8) refuse("cluster " + str(c.cluster) + " has more than 8 blocks");
+  if (c.cluster.x > 8 || c.cluster.y > 8 || c.cluster.z > 8 || count(c.cluster) > 8)
+    refuse("cluster " + str(c.cluster) + " has more than 8 blocks");
   if (c.grid.x % c.cluster.x || c.grid.y % c.cluster.y || c.grid.z % c.cluster.z)
     refuse("grid " + str(c.grid) + " is not a multiple of the cluster " + str(c.cluster));
   if (c.cooperative && count(c.cluster) > 1) refuse("cooperative launches of clusters are not emulated");
@@ -149,11 +153,8 @@ std::string kernel_name(const void* kernel) {
 // ---- recording ----
 
 namespace {
-std::mutex lock;
-Recording& recording() {
-  static Recording r;
-  return r;
-}
+std::mutex lock;              // blocks of one launch trace side by side
+thread_local Recording mine;  // of the thread that launches
 bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 }  // namespace
 
@@ -167,28 +168,19 @@ void Counters::add(const Counters& o) {
   shared_bytes = std::max(shared_bytes, o.shared_bytes);
 }
 
-void begin_recording(std::optional<std::pair<dim3, dim3>> traced) {
-  std::lock_guard guard(lock);
-  recording() = {true, traced, {}, {}};
-}
-Recording end_recording() {
-  std::lock_guard guard(lock);
-  return std::exchange(recording(), {});
-}
+void begin_recording(std::optional<std::pair<dim3, dim3>> traced) { mine = {true, traced, {}, {}}; }
+Recording end_recording() { return std::exchange(mine, {}); }
+Recording* current_recording() { return mine.on ? &mine : nullptr; }
 void record_launch(const Config& config, const std::string& kernel, const Counters& counters) {
-  std::lock_guard guard(lock);
-  if (recording().on) recording().launches.push_back({kernel, config, counters});
-}
-bool recording_on() {
-  std::lock_guard guard(lock);
-  return recording().on;
+  if (mine.on) mine.launches.push_back({kernel, config, counters});
 }
 void trace(const char* name, double value, Loc loc) {
-  std::lock_guard guard(lock);
-  const auto& traced = recording().traced;
-  if (!traced || !same(traced->first, self()->block_index) || !same(traced->second, self()->thread_index))
+  Recording* r = self()->block->gang->recording;
+  if (!r || !r->traced || !same(r->traced->first, self()->block_index) ||
+      !same(r->traced->second, self()->thread_index))
     return;
-  recording().trace.push_back({name, loc.file, value, loc.line});
+  std::lock_guard guard(lock);
+  r->trace.push_back({name, loc.file, value, loc.line});
 }
 
 }  // namespace dlops::simt

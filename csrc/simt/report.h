@@ -21,7 +21,7 @@ std::string after_gang(const Gang&);   // what is wrong now that all threads hav
 [[noreturn]] void stop_fiber();        // scheduler.cpp
 std::string kernel_name(const void*);  // "step_fused<float, 7, true>"
 
-// ---- recording ----
+// ---- recording: each OS thread records the launches that it makes ----
 
 struct LaunchRecord {
   std::string kernel;
@@ -41,7 +41,7 @@ struct Recording {
 };
 void begin_recording(std::optional<std::pair<dim3, dim3>> traced);
 Recording end_recording();
-bool recording_on();
+Recording* current_recording();  // of the calling OS thread; null: none
 void record_launch(const Config&, const std::string& kernel, const Counters&);
 
 }  // namespace dlops::simt

@@ -29,9 +29,8 @@ Order order_of(const std::string& name) {
 
 namespace {
 
-std::mutex options_lock;
-Options& shared_options() {
-  static Options options = [] {
+Options& own_options() {
+  thread_local Options options = [] {
     const char* order = std::getenv("DLOPS_SIMT_ORDER");
     const char* seed = std::getenv("DLOPS_SIMT_SEED");
     return Options{order_of(order ? order : "plain"), seed ? std::strtoull(seed, nullptr, 10) : 1, 0};
@@ -107,11 +106,6 @@ void run_gang(Gang& g, const std::vector<dim3>& indices, Lease& lease) {
       switch_fiber(g.scheduler, t->fiber);
       here = nullptr;
     }
-    while (g.error.empty() && !g.landing.empty()) {
-      auto land = std::move(g.landing.back());
-      g.landing.pop_back();
-      land();
-    }
   } catch (const Error& e) {
     g.error = e.what();
   }
@@ -140,9 +134,9 @@ Thread* choose(Gang& g) {
     if (g.landing.empty() || !(idle || (g.order == Order::random && g.random() % 8 == 0)))
       return idle ? nullptr : take(g);
     const size_t i = g.order == Order::random ? g.random() % g.landing.size() : 0;
-    auto land = std::move(g.landing[i]);
+    const Landing next = std::move(g.landing[i]);
     g.landing.erase(g.landing.begin() + static_cast<std::ptrdiff_t>(i));
-    land();
+    next.land();
   }
   return nullptr;
 }
@@ -155,14 +149,8 @@ size_t Block::variable_bytes() const {
   return bytes;
 }
 
-Options options() {
-  std::lock_guard guard(options_lock);
-  return shared_options();
-}
-void set_options(const Options& options) {
-  std::lock_guard guard(options_lock);
-  shared_options() = options;
-}
+Options options() { return own_options(); }
+void set_options(const Options& options) { own_options() = options; }
 
 void yield(Loc loc) {
   make_ready(*self()->block->gang, self());
@@ -198,6 +186,10 @@ extern "C" void dlops_simt_fiber_main() {
   b.live--;
   g.live--;
   b.warps[me.warp].exited |= 1u << me.lane;
+  for (const Landing& l : g.landing)
+    if (b.live == 0 && l.block == &b)
+      fail(l.loc,
+           "all threads of the block have returned while this TMA load is under way: nobody waited for it");
   Thread* other = next(g);
   here = other;
   switch_fiber(me.fiber, other ? other->fiber : g.scheduler);
@@ -211,6 +203,7 @@ void run(const Config& config, void (*body)(const void*)) {
   const dim3 gangs(config.grid.x / gang.x, config.grid.y / gang.y, config.grid.z / gang.z);
   const size_t total = size_t(gangs.x) * gangs.y * gangs.z;
   const Options how = options();
+  Recording* const recording = current_recording();
 
   std::atomic<size_t> claimed{0};
   std::mutex lock;
@@ -224,6 +217,7 @@ void run(const Config& config, void (*body)(const void*)) {
       Gang g;
       g.config = config;
       g.name = name;
+      g.recording = recording;
       g.body = body;
       g.order = how.order;
       g.random.seed(how.seed * 1000003 + i);

@@ -52,10 +52,19 @@ void* static_shared(const void* tag, const char* name, size_t size, size_t align
   Block& b = *self()->block;
   for (const SharedVariable& v : b.variables)
     if (v.tag == tag) return b.shared + v.begin;
-  const size_t begin = barely_aligned(b.shared_used, alignment);
-  if (begin + size + kGuard > kArena) fail(loc, "more shared memory than a block can have");
-  grow(b, begin + size + kGuard);
-  return add_variable(b, {tag, name, begin, size});
+  Gang& g =
+      *b.gang;  // cluster_map takes an offset to another block: all have the layout of the first that comes here
+  auto place =
+      std::find_if(g.layout.begin(), g.layout.end(), [tag](const SharedVariable& v) { return v.tag == tag; });
+  if (place == g.layout.end()) {
+    const size_t begin = barely_aligned(std::max(g.layout_end, b.shared_used), alignment);
+    if (b.variable_bytes() + size > kSharedLimit || begin + size + kGuard > kArena)
+      fail(loc, "more than %zu bytes of shared memory in one block", kSharedLimit);
+    g.layout_end = begin + size + kGuard;
+    place = g.layout.insert(place, {tag, name, begin, size});
+  }
+  grow(b, place->begin + size + kGuard);
+  return add_variable(b, *place);
 }
 
 const SharedVariable* find_variable(const Block& b, size_t offset, size_t bytes) {
@@ -76,11 +85,11 @@ std::string describe_shared(const Block& b, size_t offset) {
 
 char* shared_pointer(const Block& b, uint32_t address) { return b.shared + (address - kSharedBase); }
 
-char* shared_pointer(uint32_t address, size_t bytes, const char* what, Loc loc) {
-  const Block& b = *self()->block;
+char* shared_pointer(const Thread& t, uint32_t address, size_t bytes, const char* what, Loc loc) {
+  const Block& b = *t.block;
   if (address < kSharedBase || !find_variable(b, address - kSharedBase, bytes))
-    fail(loc, "%s: %zu bytes at shared address 0x%x are outside the block's shared memory: %s", what, bytes,
-         address, describe_shared(b, address - kSharedBase).c_str());
+    fail_as(t, loc, "%s: %zu bytes at shared address 0x%x are outside the block's shared memory: %s", what,
+            bytes, address, describe_shared(b, address - kSharedBase).c_str());
   return shared_pointer(b, address);
 }
 

@@ -22,6 +22,9 @@ std::string describe_shared(const Block&, size_t offset);
 
 char* shared_pointer(const Block&, uint32_t address);
 // Checked: [address, address + bytes) must lie in one variable of the block.
-char* shared_pointer(uint32_t address, size_t bytes, const char* what, Loc);
+char* shared_pointer(const Thread&, uint32_t address, size_t bytes, const char* what, Loc);
+inline char* shared_pointer(uint32_t address, size_t bytes, const char* what, Loc loc) {
+  return shared_pointer(*self(), address, bytes, what, loc);
+}
 
 }  // namespace dlops::simt

@@ -14,7 +14,7 @@ struct PendingWgmma {
   bool first;                         // on these registers
   long group;
   Loc loc;
-  Ticket ticket;
+  Ticket tickets[4];  // of its warps
 };
 
 struct Warpgroup {

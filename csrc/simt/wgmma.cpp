@@ -48,14 +48,17 @@ struct Descriptor {
 
 // out[k][mn], k < 16.
 template <Half16 type>
-void load_operand(const PendingWgmma& p, uint64_t bits, int rows, bool mn_major, float* out) {
+void load_operand(const PendingWgmma& p, bool of_a, int rows, float* out) {
+  const uint64_t bits = of_a ? p.op.a : p.op.b;
+  const bool mn_major = of_a ? p.op.mn_major_a : p.op.mn_major_b;
   const Descriptor d(bits);
   const int steps = mn_major ? 16 : rows, chunks = mn_major ? rows / 8 : 2;
   for (int i = 0; i < steps; i++)
     for (int c = 0; c < chunks; c++) {
       const int mn = mn_major ? 8 * c : i, k = mn_major ? i : 8 * c;
       const char* from = shared_pointer(d.chunk(mn, k, mn_major), 16, "wgmma", p.loc);
-      if (checker) checker->access(p.ticket, from, 16, Access::async_read, p.loc);
+      for (int w = 0; checker && w < 4; w++)  // a warp reads its 16 rows of A, and all of B
+        if (!of_a || mn / 16 == w) checker->access(p.tickets[w], from, 16, Access::async_read, p.loc);
       uint16_t h[8];
       std::memcpy(h, from, sizeof h);
       for (int e = 0; e < 8; e++)
@@ -79,9 +82,9 @@ void execute(PendingWgmma& p) {
         a[(k + 1) * 64 + m] = high<type>(p.a_registers[4 * t + i]);
       }
   } else {
-    load_operand<type>(p, p.op.a, 64, p.op.mn_major_a, a.data());
+    load_operand<type>(p, true, 64, a.data());
   }
-  load_operand<type>(p, p.op.b, n, p.op.mn_major_b, b.data());
+  load_operand<type>(p, false, n, b.data());
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < own; i++)
       d[d_row(t, i) * n + d_column(t, i)] = p.op.accumulate ? p.accumulators[t * own + i] : 0.f;
@@ -121,7 +124,8 @@ void issue(Issue** threads) {
   p.group = g.group;
   p.loc = loc;
   p.first = true;
-  if (checker) p.ticket = checker->start(*self());
+  Thread* first = &self()->block->threads[self()->rank / 128 * 128];
+  for (int w = 0; checker && w < 4; w++) p.tickets[w] = checker->start_warp(first[32 * w]);
   for (const PendingWgmma& earlier : g.pending)
     if (&earlier != &p && earlier.d[0] == threads[0]->d) p.first = false;
   p.accumulators.resize(64 * op.n);
@@ -140,9 +144,9 @@ void complete(Warpgroup& g, long keep) {
   for (; done < g.pending.size() && g.pending[done].group < keep; done++) {
     PendingWgmma& p = g.pending[done];
     p.op.type == Half16::bf16 ? execute<Half16::bf16>(p) : execute<Half16::f16>(p);
-    if (checker)
-      for (int t = 0; t < 128; t++)
-        checker->acquire(self()->block->threads[self()->rank / 128 * 128 + t], p.ticket);
+    for (int t = 0; checker && t < 128; t++)
+      for (const Ticket& ticket : p.tickets)
+        checker->acquire(self()->block->threads[self()->rank / 128 * 128 + t], ticket);
     size_t later = done + 1;  // the next one that accumulates on these registers
     while (later < g.pending.size() && g.pending[later].d[0] != p.d[0]) later++;
     if (later < g.pending.size()) {

@@ -34,8 +34,8 @@ class Emulation:
 def emulate(
     name: str,
     *args: Any,
-    order: str = "plain",
-    seed: int = 1,
+    order: str | None = None,
+    seed: int | None = None,
     race: bool = True,
     trace: tuple[int | Sequence[int], int | Sequence[int]] | None = None,
     grad: Tensor | Sequence[Tensor] | None = None,
@@ -51,8 +51,9 @@ def emulate(
             ("group_norm_naive"): then its op, with its variant. The kernels of "row_norm" run as layer_norm; name "rms_norm"
             for the other.
         *args, **kwargs: the op's own arguments, CPU tensors.
-        order: "plain", "reverse" or "random": how the runner picks the thread that goes on.
-        seed: of the random order.
+        order: "plain", "reverse" or "random": how the runner picks the thread that goes on. None: ``DLOPS_SIMT_ORDER``, else
+            "plain".
+        seed: of the random order. None: ``DLOPS_SIMT_SEED``, else 1.
         race: take the race build, which checks every access to memory and counts its traffic; 1.5 to 6 times slower.
         trace: (block, thread), each an int or (x, y, z): record what this thread gives to ``SIMT_TRACE(name, value)``.
         grad: gradient of the output, or one for each output: the backward kernels run too, for the tensors that require
@@ -81,8 +82,8 @@ def emulate_in(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     *,
-    order: str = "plain",
-    seed: int = 1,
+    order: str | None = None,
+    seed: int | None = None,
     race: bool = True,
     trace: tuple[int | Sequence[int], int | Sequence[int]] | None = None,
     grad: Tensor | Sequence[Tensor] | None = None,
@@ -100,6 +101,7 @@ def emulate_in(
     outputs, grads = None, None
     findings: tuple[str, ...] = ()
     with backend("dlops"), _runner.installed(module, order, seed):
+        how = module.options()
         module.begin(traced)
         try:
             outputs = fn(*args, **kwargs)
@@ -115,7 +117,7 @@ def emulate_in(
     if kernel is not None and not findings and kernel not in ran:
         launched = ", ".join(ran) or "nothing"
         raise ValueError(f"emulate: {kernel} did not run: with these arguments {fn.__name__} launches {launched}")
-    report = Report(fn.__name__, order, seed, race, launches, findings, traced, make_trace(recorded["trace"]))
+    report = Report(fn.__name__, how["order"], how["seed"], race, launches, findings, traced, make_trace(recorded["trace"]))
     return Emulation(outputs, report, grads)
 
 
