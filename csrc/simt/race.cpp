@@ -19,7 +19,7 @@ struct Record {
   Place place;
 };
 struct Cell {
-  Record write, atomics[2], reads[2];  // of several threads, the first and the last are remembered
+  Record write, atomics[2], reads[2];  // of several threads, the first and the last
 };
 
 // The history of a block's shared memory: one cell per `grain` bytes, which is a word until an access is narrower than that.
@@ -101,8 +101,8 @@ void check(const Visit& v, Block& b, size_t offset, size_t bytes) {
   const Access kind = v.record.kind;
   if (!bytes) return;
   if (b.live == 0 && &b != v.thread.block) report(v, b, offset, ", and that block has returned");
-  if (!find_variable(b, offset,
-                     bytes))  // another block of the cluster may not have come to its declaration yet
+  if (!find_variable(b, offset, bytes))
+    // A cluster's other block may not have come to its first declaration yet.
     report(v, b, offset,
            b.variables.empty() ? ", which was never written" : ": outside of every shared variable");
   Shadow& shadow = state.shadows[b.rank];

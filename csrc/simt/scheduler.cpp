@@ -72,8 +72,7 @@ void start_block(Gang& g, Block& b, Lease& lease, std::vector<Thread*>& threads)
     t.lane = t.rank % 32;
     t.warp = t.rank / 32;
     t.fiber.stack = lease.stack();
-    t.fiber.size =
-        kStack - r * 192 % 4096;  // stacks are whole pages: without this all would share a few cache sets
+    t.fiber.size = kStack - r * 192 % 4096;  // all at the same place in a page would share a few cache sets
     t.fiber.prepare();
     threads.push_back(&t);
   }
