@@ -11,7 +11,7 @@ P := build/python
 TOOL := $(P) -c 'import os, sys; os.execvp(sys.argv[1], sys.argv[1:])'
 CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help env build demo proof test test-all bench lint cuda-check gpu wheel-check asan clean distclean
+.PHONY: help env build demo proof test test-all bench lint cuda-check simt gpu wheel-check asan clean distclean
 
 help:
 	@echo 'make demo         train a small model on handwritten digits, draw 2,100 new ones, write build/demo/report.html'
@@ -58,7 +58,7 @@ cuda-check: build
 	else $(P) csrc/cuda/kernel_resources.py --check $$logs; fi
 
 # The CUDA kernels in the simt runner: random orders, the race build, and bugs planted in them, each of which must be caught.
-SIMT_TESTS = tests/diffusion tests/norm
+SIMT_TESTS = tests/attention tests/diffusion tests/norm
 simt: build
 	for seed in 1 2 3; do DLOPS_SIMT_ORDER=random DLOPS_SIMT_SEED=$$seed \
 	  $(P) -m pytest --simt=only-plain -k simt $(SIMT_TESTS) || exit 1; done

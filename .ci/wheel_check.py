@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USE = """
 import sys
 # What the package does not require must not be needed to import it.
-for name in ("diffusers", "hypothesis", "jinja2", "matplotlib", "pybind11", "pytest", "scipy", "sklearn", "tqdm"):
+for name in ("diffusers", "hypothesis", "jinja2", "matplotlib", "pybind11", "pytest", "scipy", "sklearn", "tqdm", "transformers"):
     sys.modules[name] = None
 import importlib.metadata, torch, dlops
 assert "site-packages" in dlops.__file__, dlops.__file__

@@ -90,11 +90,10 @@ def phases(what: str, results: Path, sanitizer: str | None) -> list[Phase]:
 
 def conformance(results: Path) -> int:
     """Builds and runs the conformance program, packs its outputs and compares them with the simt runner's."""
-    from dlops.study import _golden, _runner
+    from dlops.study import _golden, _runner, planting
 
-    build = ROOT / "build" / f"cmake-cp{sys.version_info[0]}{sys.version_info[1]}"
-    cmake = shutil.which("cmake", path=f"{Path(PYTHON).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    subprocess.run([cmake, "--build", build, "--target", "conformance_program"], check=True)
+    build = planting.build_tree()
+    planting.ninja(build, "conformance_program")
     folder = results / "conformance"
     folder.mkdir()
     code = subprocess.run([build / "conformance", folder], check=False).returncode

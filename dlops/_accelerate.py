@@ -93,9 +93,11 @@ def register(
 def accelerate(model: Any) -> Report:
     """Swaps what dlops has into `model`, in place.
 
-    Modules of the exact types torch.nn.GroupNorm, LayerNorm and RMSNorm become ours and share their parameters. A
-    GroupNorm followed by a SiLU within a torch.nn.Sequential, and those within diffusers' ResnetBlock2D, run as one
-    kernel. A pipeline's scheduler is replaced by ours of the same name (before sampling: its position in a schedule is
+    Modules of the exact types torch.nn.GroupNorm, LayerNorm, RMSNorm, MultiheadAttention, TransformerEncoderLayer and
+    TransformerDecoderLayer (with the stacks of these layers) become ours and share their parameters. A GroupNorm followed
+    by a SiLU within a torch.nn.Sequential, and those within diffusers' ResnetBlock2D, run as one kernel. A transformers
+    model gets the attention implementation "dlops", a diffusers model's attention processors our attention in the place of
+    torch's. A pipeline's scheduler is replaced by ours of the same name (before sampling: its position in a schedule is
     not taken over). Left alone, with the reason in the report: subclasses, modules with hooks, parametrizations, a
     replaced `forward`, float64 or quantised parameters. Calling it again changes nothing more.
 
@@ -108,11 +110,12 @@ def accelerate(model: Any) -> Report:
     Raises:
         TypeError: model is neither.
     """
-    report = Report()
+    report, seen = Report(), {}
     for path, module in _modules(model, "accelerate"):
         entry = _swap(path, module)
         if entry is not None:
             report.entries.append(entry)
+        report.entries.extend(_attentions(path, module, "attach", seen))
     if not isinstance(model, nn.Module):
         report.entries.extend(_swap_schedulers(model))
     return report
@@ -124,8 +127,9 @@ def restore(model: Any) -> Report:
     Raises:
         TypeError: model is neither a torch.nn.Module nor a pipeline.
     """
-    report = Report()
+    report, seen = Report(), {}
     for path, module in _modules(model, "restore"):
+        report.entries.extend(_attentions(path, module, "detach", seen))
         record = vars(module).pop(RECORD, None)
         if record is None:
             continue
@@ -204,6 +208,16 @@ def _refuse_resnet_block(module: nn.Module) -> Reason | None:
     return refuse(module)
 
 
+def _attentions(path: str, module: nn.Module, change: str, seen: dict[int, Any]) -> Iterator[Entry]:
+    """Attention that is no module: a transformers model's setting, a diffusers module's processor. `change`: "attach" or
+    "detach" ours; `seen`: what the packages remember during one walk over a model."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
+    for package in packages.intersection(("diffusers", "transformers")):
+        ours = importlib.import_module(f"dlops._{package}")
+        for within, *rest in getattr(ours, change)(module, seen):
+            yield Entry(".".join(name for name in (path.replace("(model)", ""), within) if name) or "(model)", *rest)
+
+
 def _modules(model: Any, caller: str) -> Iterator[tuple[str, nn.Module]]:
     """Every module once, with its path."""
     if isinstance(model, nn.Module):
@@ -278,5 +292,10 @@ def _some(paths: list[str], limit: int = 3) -> str:
 register(nn.GroupNorm, "dlops.nn.GroupNorm")
 register(nn.LayerNorm, "dlops.nn.LayerNorm")
 register(nn.RMSNorm, "dlops.nn.RMSNorm")
+register(nn.MultiheadAttention, "dlops.nn.MultiheadAttention")
+register(nn.TransformerEncoderLayer, "dlops.nn.TransformerEncoderLayer")
+register(nn.TransformerDecoderLayer, "dlops.nn.TransformerDecoderLayer")
+register(nn.TransformerEncoder, "dlops.nn.TransformerEncoder")
+register(nn.TransformerDecoder, "dlops.nn.TransformerDecoder")
 register(nn.Sequential, "dlops._fused.Sequential", refuse=_refuse_sequential)
 register("diffusers.models.resnet.ResnetBlock2D", "dlops._diffusers.ResnetBlock2D", refuse=_refuse_resnet_block)

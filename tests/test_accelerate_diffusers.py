@@ -1,5 +1,6 @@
 """dlops.accelerate on diffusers' blocks and pipelines."""
 
+import copy
 import pickle
 
 import pytest
@@ -154,3 +155,147 @@ def test_a_scheduler_that_dlops_does_not_have():
     report = dlops.accelerate(pipeline)
     assert [entry.reason for entry in report.kept] == ["dlops.diffusion has no PNDMScheduler"]
     assert type(pipeline.scheduler) is diffusers.PNDMScheduler
+
+
+# ---- attention processors
+
+
+def small_conditional_unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=4,
+    )
+
+
+def conditions():
+    torch.manual_seed(1)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    given = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor([3, 7]), "encoder_hidden_states": torch.randn(2, 5, 12)}
+    return given, {"encoder_attention_mask": mask}
+
+
+def attention_plans(model, given):
+    return [plan for plan in dlops.explain(lambda **kwargs: model(**kwargs), **given) if plan.op == "attention"]
+
+
+@pytest.mark.parametrize(("train", "masked"), [(False, False), (True, True)], ids=["eval", "train-masked"])
+def test_conditional_unet(train, masked):
+    model = small_conditional_unet().train(train)
+    given, mask = conditions()
+    given |= mask if masked else {}
+    processors = dict(model.attn_processors)
+
+    def run():
+        model.zero_grad()
+        out = model(**given).sample
+        out.square().mean().backward()
+        return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected, gradients = run()
+    report = dlops.accelerate(model)
+    swapped = [entry for entry in report.swapped if entry.path.endswith("processor")]
+    assert len(swapped) == len(processors) == 8 and not report.kept, report
+    assert model.attn_processors == processors  # the same objects
+    assert all(isinstance(p, diffusers.models.attention_processor.AttnProcessor2_0) for p in processors.values())
+    out, ours = run()
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert len(attention_plans(model, given)) == 8
+    assert dlops.accelerate(model).entries == []
+
+    dlops.restore(model)
+    assert {type(p) for p in processors.values()} == {diffusers.models.attention_processor.AttnProcessor2_0}
+    assert not any(vars(p) for p in processors.values())
+    assert torch.equal(run()[0], expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_processors_are_copied(duplicate):
+    model, (given, _) = small_conditional_unet().eval(), conditions()
+    expected = model(**given).sample
+    dlops.accelerate(model)
+    other = duplicate(model)
+    torch.testing.assert_close(other(**given).sample, expected, rtol=1e-5, atol=1e-5)
+    dlops.restore(other)
+    assert torch.equal(other(**given).sample, expected)
+    assert len(attention_plans(model, given)) == 8 and attention_plans(other, given) == []
+
+
+def test_processors_compile():
+    model, (given, _) = small_conditional_unet().eval(), conditions()
+    dlops.accelerate(model)
+    seen = []
+
+    def look(graph, example):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad(), dlops.backend("dlops"):
+        expected = model(**given).sample
+        compiled = torch.compile(model, fullgraph=True, backend=look)
+        torch.testing.assert_close(compiled(**given).sample, expected, rtol=1e-5, atol=1e-5)
+    assert sum("dlops.attention" in target for target in seen) == 8, seen
+    assert not any("scaled_dot_product_attention" in target for target in seen)
+
+
+def small_flux():
+    torch.manual_seed(0)
+    model = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=12,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+    given = {
+        "hidden_states": torch.randn(1, 16, 4),
+        "encoder_hidden_states": torch.randn(1, 5, 12),
+        "pooled_projections": torch.randn(1, 12),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(5, 3),
+    }
+    return model, given
+
+
+def test_processors_of_the_dispatcher():
+    model, given = small_flux()
+    expected = model(**given).sample
+    dlops.accelerate(model)
+    torch.testing.assert_close(model(**given).sample, expected, rtol=1e-5, atol=1e-5)
+    assert len(attention_plans(model, given)) == 2
+    with diffusers.models.attention_dispatch.attention_backend("_native_math"):  # asked for by name
+        torch.testing.assert_close(model(**given).sample, expected, rtol=1e-5, atol=1e-5)
+        assert attention_plans(model, given) == []
+    dlops.restore(model)
+    assert torch.equal(model(**given).sample, expected)
+
+
+def test_a_mask_of_the_keys():
+    q, k = torch.randn(2, 7, 3, 8), torch.randn(2, 5, 3, 8)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    torch.testing.assert_close(
+        _diffusers.attend(q, k, k, mask), _diffusers.dispatch_attention_fn(q, k, k, mask), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_another_processor_is_left():
+    model = small_conditional_unet()
+    model.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    report = dlops.accelerate(model)
+    assert [entry.reason for entry in report.kept] == ["it attends in a way of its own"]  # one object for all

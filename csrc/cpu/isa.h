@@ -22,7 +22,8 @@ DLOPS_API std::vector<std::string> host_isas();   // every level that this CPU h
 // A family's tables by level; a level that the family was not compiled for is null and falls to the next lower one.
 template <class Table>
 const Table& choose(std::initializer_list<const Table*> levels) {
-  for (int i = static_cast<int>(isa()); i > 0; i--)
+  const int last = static_cast<int>(levels.size()) - 1, wanted = static_cast<int>(isa());
+  for (int i = wanted < last ? wanted : last; i > 0; i--)
     if (levels.begin()[i]) return *levels.begin()[i];
   return *levels.begin()[0];
 }
@@ -30,14 +31,13 @@ const Table& choose(std::initializer_list<const Table*> levels) {
 }  // namespace dlops::cpu
 
 // DLOPS_CHOOSE(norm): the table of family `norm` for the level in use. List in DLOPS_ALL(norm) for the catalogue.
+// DLOPS_CHOOSE(attention, &attention_avx512bf16): a family with a table for the bfloat16 dot product; likewise DLOPS_ALL.
 #if defined(__x86_64__)
-#define DLOPS_CHOOSE(family)                                             \
+#define DLOPS_CHOOSE(family, ...)                                        \
   ::dlops::cpu::choose<std::remove_cvref_t<decltype(family##_generic)>>( \
-      {&family##_generic, &family##_avx2, &family##_avx512, nullptr})
-#define DLOPS_ALL(family) {&family##_generic, &family##_avx2, &family##_avx512}
+      {&family##_generic, &family##_avx2, &family##_avx512 __VA_OPT__(, ) __VA_ARGS__})
+#define DLOPS_ALL(family, ...) {&family##_generic, &family##_avx2, &family##_avx512 __VA_OPT__(, ) __VA_ARGS__}
 #else
-#define DLOPS_CHOOSE(family)                                             \
-  ::dlops::cpu::choose<std::remove_cvref_t<decltype(family##_generic)>>( \
-      {&family##_generic, nullptr, nullptr, nullptr})
-#define DLOPS_ALL(family) {&family##_generic}
+#define DLOPS_CHOOSE(family, ...) family##_generic
+#define DLOPS_ALL(family, ...) {&family##_generic}
 #endif

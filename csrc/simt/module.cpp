@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "../attention/launch.h"
 #include "../diffusion/launch.h"
 #include "../norm/launch.h"
 #include "checker.h"
@@ -23,6 +24,7 @@ py::tuple to_tuple(dim3 d) { return py::make_tuple(d.x, d.y, d.z); }
 // The launchers of every family: the same tables that the CUDA build has.
 py::dict tables() {
   py::dict all;
+  all["attention"] = py::capsule(&attention_cuda, "dlops.attention");
   all["diffusion"] = py::capsule(&diffusion_cuda, "dlops.diffusion");
   all["norm"] = py::capsule(&norm_cuda, "dlops.norm");
   return all;
@@ -36,6 +38,7 @@ py::list catalogue() {
                            py::arg("variant") = k->variant, py::arg("name") = k->name,
                            py::arg("file") = k->file, py::arg("line") = k->line));
   };
+  add(attention_cuda.kernels, attention_cuda.kernel_count);
   add(diffusion_cuda.kernels, diffusion_cuda.kernel_count);
   add(norm_cuda.kernels, norm_cuda.kernel_count);
   return rows;

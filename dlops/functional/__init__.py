@@ -3,7 +3,27 @@
 ``variant=`` picks a rung of a kernel's ladder everywhere; the default is the fastest.
 """
 
+from dlops.functional.attention import (
+    attention_decode,
+    attention_varlen,
+    merge_attention,
+    scaled_dot_product_attention,
+)
 from dlops.functional.diffusion import STEP_COLUMNS, add_noise, diffusion_step, randn
 from dlops.functional.norm import group_norm, layer_norm, rms_norm
+from dlops.functional.rotary import apply_rotary
 
-__all__ = ["STEP_COLUMNS", "add_noise", "diffusion_step", "group_norm", "layer_norm", "randn", "rms_norm"]
+__all__ = [
+    "STEP_COLUMNS",
+    "add_noise",
+    "apply_rotary",
+    "attention_decode",
+    "attention_varlen",
+    "diffusion_step",
+    "group_norm",
+    "layer_norm",
+    "merge_attention",
+    "randn",
+    "rms_norm",
+    "scaled_dot_product_attention",
+]

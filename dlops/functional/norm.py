@@ -244,6 +244,8 @@ def _row_norm(
     if unsupported is None and residual is not None and residual.dtype is not input.dtype:
         unsupported = f"a residual of {residual.dtype} with an input of {input.dtype}"
     slower = None
+    if op == "layer_norm" and residual is not None and variant is None and input.is_cpu:
+        slower = "LayerNorm of a sum on the CPU: a second output costs more than the pass it saves"
     if residual is None and variant is None:
         slower = _slower(input, SMALL[op])
         if slower is None and input.is_cpu and input.numel() >= 32768 and math.prod(shape) < 64:

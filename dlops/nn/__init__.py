@@ -6,9 +6,36 @@ from typing import Any
 
 import torch.nn as _torch_nn
 
+from dlops.nn.attention import MultiheadAttention
+from dlops.nn.cache import KVCache
 from dlops.nn.norm import GroupNorm, GroupNormSiLU, LayerNorm, RMSNorm
+from dlops.nn.positions import ALiBi, LearnedPositions, RotaryPositions, SinusoidalPositions, alibi_slopes
+from dlops.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
-__all__ = ["GroupNorm", "GroupNormSiLU", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "ALiBi",
+    "GroupNorm",
+    "GroupNormSiLU",
+    "KVCache",
+    "LayerNorm",
+    "LearnedPositions",
+    "MultiheadAttention",
+    "RMSNorm",
+    "RotaryPositions",
+    "SinusoidalPositions",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "alibi_slopes",
+]
 
 
 def __getattr__(name: str) -> Any:

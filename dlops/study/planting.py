@@ -118,7 +118,8 @@ def _compile(entry: dict[str, str], copy: Path, out: Path, flags: Sequence[str])
     return [*kept, *flags, f"-ffile-prefix-map={copy}/=", "-o", str(out)]
 
 
-def _run(command: Sequence[str], cwd: Path | str) -> None:
+def run(command: Sequence[str], cwd: Path | str) -> None:
+    """Runs one command of the build; RuntimeError with all it said where it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(
@@ -173,7 +174,7 @@ def plant(
     planted = []
     for i, o in enumerate(objects):
         out = folder / f"{i}.o"
-        _run(_compile(entries[o], folder, out, flags), entries[o]["directory"])
+        run(_compile(entries[o], folder, out, flags), entries[o]["directory"])
         planted.append(str(out))
 
     # The changed objects come first: of an inline function that several objects have, the linker takes the first.
@@ -186,7 +187,7 @@ def plant(
             command += ["-o", str(module), *planted]
         elif word not in objects:
             command.append(word)
-    _run(command, tree)
+    run(command, tree)
     return module
 
 

@@ -224,7 +224,9 @@ def test_small_inputs_are_torchs():
     norm.SMALL["layer_norm"] = 100
     (plan,) = dlops.explain(layer_norm, torch.randn(4, 16), (16,))
     assert plan.uses == "torch" and "64 elements" in plan.reason
-    assert dlops.explain(layer_norm, torch.randn(4, 16), (16,), residual=torch.randn(4, 16))[0].uses == "dlops"
+    x = torch.randn(4, 16)
+    assert dlops.explain(rms_norm, x, (16,), residual=x)[0].uses == "dlops"
+    assert "a second output" in dlops.explain(layer_norm, x, (16,), residual=x)[0].reason
 
 
 def test_threads_at_once():

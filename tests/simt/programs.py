@@ -67,8 +67,5 @@ def plant(name: str, program: str, old: str, new: str) -> Path:
     for command in (compile_, link):
         if command is compile_:
             command.append(f"-fmacro-prefix-map={folder}/=")  # messages name tests/simt/kernels/...
-        words = [replaced.get(word, word) for word in command if word not in (":", "&&")]
-        done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{shlex.join(words)}\n{done.stdout}{done.stderr}")
+        planting.run([replaced.get(word, word) for word in command if word not in (":", "&&")], tree)
     return folder / target

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dlops.study import planting
+from tests.attention import planted as attention
 from tests.diffusion import planted as diffusion
 from tests.norm import planted as norm
-from tests.simt.bugs import symptom
+from tests.simt.bugs import TOLERANCE, symptom
 
 race = pytest.importorskip("dlops._simt_race", reason="the race build of the simt runner is not built")
 
-BUGS = [*diffusion.BUGS, *norm.BUGS]
+BUGS = [*attention.BUGS, *diffusion.BUGS, *norm.BUGS]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,6 @@ def test_is_caught(modules, bug):
     print(f"{bug.name}: {found}")
 
 
-@pytest.mark.parametrize("call", [*diffusion.CALLS, *norm.CALLS], ids=lambda call: call.__name__)
+@pytest.mark.parametrize("call", [*attention.CALLS, *diffusion.CALLS, *norm.CALLS], ids=lambda call: call.__name__)
 def test_clean(call):
-    assert symptom(call, lambda: race) is None
+    assert symptom(call, lambda: race, attention.TOLERANCES.get(call, TOLERANCE)) is None

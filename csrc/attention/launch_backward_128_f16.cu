@@ -1,0 +1,10 @@
+#include "launch_backward.h"
+
+namespace dlops::attention {
+
+int backward_128_f16(const AttentionBackwardParams& p, const BackwardRows& rows, Access access,
+                     dlops_stream stream) {
+  return backward_tensor_cores<__half, 128, 96>(p, rows, access, stream);
+}
+
+}  // namespace dlops::attention

@@ -1,0 +1,9 @@
+#include "launch_pipelined.h"
+
+namespace dlops::attention {
+
+int pipelined_narrow_bf16(const AttentionForwardParams& p, dlops_stream stream) {
+  return pipelined_narrow<__nv_bfloat16>(p, stream);
+}
+
+}  // namespace dlops::attention
