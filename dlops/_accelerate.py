@@ -213,7 +213,11 @@ def _attentions(path: str, module: nn.Module, change: str, seen: dict[int, Any])
     "detach" ours; `seen`: what the packages remember during one walk over a model."""
     packages = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
     for package in packages.intersection(("diffusers", "transformers")):
-        ours = importlib.import_module(f"dlops._{package}")
+        try:
+            ours = importlib.import_module(f"dlops._{package}")
+        except ImportError as error:
+            yield Entry(path, f"attention of {package}", None, f"this {package} is not one that dlops knows: {error}")
+            continue
         for within, *rest in getattr(ours, change)(module, seen):
             yield Entry(".".join(name for name in (path.replace("(model)", ""), within) if name) or "(model)", *rest)
 

@@ -9,6 +9,10 @@ attention can leave out what the window hides instead of reading [L, L] zeros.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +66,9 @@ def attention(
     attention_mask: bool (True: may be seen) or float, [B, 1 or H, Lq, Lk]; None: causal where the module is and Lq > 1.
     position_bias: added to the scores. softcap (Gemma 2), s_aux: the sinks [H] of gpt-oss.
     """
+    for name in ("indices", "block_indices"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"dlops: {type(module).__name__} passes {name} to its attention, which dlops does not know")
     if kwargs.get("cache") is not None:  # continuous batching: the library's own paged cache
         extra = dict(position_bias=position_bias, softcap=softcap, **kwargs)
         extra = {name: given for name, given in extra.items() if given is not None}
@@ -118,7 +125,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 def _window(kwargs: dict[str, Any]) -> tuple[int | None, int] | None:
     """The window of a mask that is known to be causal or sliding plus padding and nothing else, of one whole sequence."""
-    if kwargs["q_length"] != kwargs["kv_length"] or not kwargs.get("allow_is_causal_skip", True):
+    if kwargs.get("q_length", -1) != kwargs.get("kv_length") or not kwargs.get("allow_is_causal_skip", True):
         return None  # the library says "no skip" of a mask that it has combined with others
     if any(isinstance(kwargs.get(name, 0), Tensor) or kwargs.get(name, 0) != 0 for name in ("q_offset", "kv_offset")):
         return None
@@ -184,4 +191,15 @@ def _reason(model: PreTrainedModel, was: str | None) -> str | None:
         return "transformers supports no fused attention for it"
     if model.config.output_attentions:
         return "it returns attention weights (output_attentions)"
+    if any(_asks_for_a_name(type(part).__module__) for part in model.modules()):
+        return "its code asks for the name of its attention implementation"
     return None
+
+
+@functools.cache
+def _asks_for_a_name(module: str) -> bool:
+    """Whether a modelling file decides by the name of the implementation: it would take ours for one it has no code for."""
+    if not module.startswith("transformers.models."):
+        return False
+    source = inspect.getsource(sys.modules[module])
+    return re.search(r"""_attn_implementation\s*(==|!=|in\b|not in\b)[^\n]*["']sdpa["']""", source) is not None

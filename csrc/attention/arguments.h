@@ -1,6 +1,8 @@
 // The arguments that every attention op shares: checked, made addressable, and written into the problem struct. Holds the
 // copies it makes until the call is over.
 #pragma once
+#include <cmath>
+
 #include "../torch/empty.h"
 #include "params.h"
 
@@ -87,8 +89,9 @@ struct Arguments {
     p.q = heads_in(q = unit_rows(q));
     p.k = heads_in(k = unit_rows(k));
     p.v = heads_in(v = unit_rows(v));
-    p.window_left = window_left;
-    p.window_right = window_right;
+    // Added to positions: a window past every length is cut before it can overflow.
+    p.window_left = std::min(window_left, int64_t{1} << 40);
+    p.window_right = std::min(window_right, int64_t{1} << 40);
     p.scale = static_cast<float>(scale);
     p.softcap = static_cast<float>(softcap);
     p.dropout_p = static_cast<float>(dropout_p);
@@ -125,8 +128,9 @@ struct Arguments {
     p.kv_heads = heads_of(k);
     p.total_q = rows_of(q);
     p.total_k = rows_of(k);
-    p.q_len = packed() ? max_q : p.total_q;
-    p.k_len = packed() ? max_k : p.total_k;
+    // The stated maxima may be a model's context: no sequence is longer than all of them together.
+    p.q_len = packed() ? std::min(max_q, p.total_q) : p.total_q;
+    p.k_len = packed() ? std::min(max_k, p.total_k) : p.total_k;
     p.d = width_of(q);
     p.dv = width_of(v);
   }
@@ -198,8 +202,10 @@ struct Arguments {
       sinks = float_vector("sinks", *sinks);
       p.sinks = static_cast<const float*>(sinks->const_data_ptr());
     }
-    if (!(softcap >= 0)) refuse(op, "softcap must be 0 (none) or positive: got ", softcap);
-    if (!(dropout_p >= 0 && dropout_p < 1)) refuse(op, "dropout_p must be in [0, 1): got ", dropout_p);
+    if (!(softcap >= 0 && std::isfinite(softcap)))
+      refuse(op, "softcap must be 0 (none) or positive: got ", softcap);
+    if (!(dropout_p >= 0 && static_cast<float>(dropout_p) < 1))
+      refuse(op, "dropout_p must be in [0, 1): got ", dropout_p);
     if (dropout_p > 0) {
       if (!rng) refuse(op, "rng must be given where dropout_p > 0");
       face::check_dtype(op, "rng", *rng, ScalarType::Long);

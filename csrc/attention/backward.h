@@ -15,6 +15,7 @@ namespace dlops {
 namespace {
 
 constexpr int64_t kMaxChunks = 8;            // bounds the parts of dQ
+constexpr int64_t kPartsFloats = 64 << 20;   // of all parts at a time, if one pair's are fewer: 256 MiB
 constexpr int64_t kChunkFloats = 132 << 10;  // of K and V: they and their gradients fill an L2 cache of 1 MiB
 
 struct Chunks {
@@ -150,11 +151,14 @@ template <class Engine>
 void backward_chunks(const AttentionBackwardParams& p) {
   using T = typename Engine::T;
   const int64_t group = p.heads / p.kv_heads, pairs = p.batch * p.kv_heads;
-  const int64_t chunks = Chunks(p, p.k_len).count;  // of the longest sequence; no other has more
+  // Of any sequence: rounding a chunk up to whole tiles may leave a longer one with fewer.
+  const int64_t chunks =
+      attention::greater(1, attention::lesser(kMaxChunks, ceil_div(p.k_len, Chunks::fitting(p))));
   const int64_t blocks = ceil_div(p.q_len, kBlockRows), head_floats = blocks * block_floats(p);
   const bool in_parts = chunks > 1 && p.dq.data;
-  const int64_t wave = in_parts ? attention::lesser(pairs, ceil_div(4 * p.threads, chunks)) : pairs;
   const int64_t chunk_floats = group * head_floats, pair_floats = chunks * chunk_floats;
+  const int64_t busy = attention::lesser(ceil_div(4 * p.threads, chunks), kPartsFloats / (pair_floats + 1));
+  const int64_t wave = in_parts ? attention::lesser(pairs, attention::greater(1, busy)) : pairs;
   const cpu::Scratch parts(in_parts ? static_cast<size_t>(wave * pair_floats) * sizeof(float) : 0);
   const size_t engine_bytes = static_cast<size_t>(Engine::floats(p, Chunks::most_keys(p))) * sizeof(float);
 

@@ -1,5 +1,5 @@
 // The attention family on the CPU: what exists. The kernels are in forward.h, naive_forward.h, split.h, backward.h,
-// naive_backward.h and rotary.h; they compile in cpu_*.cpp, once per instruction-set level. DLOPS_TABLE is the level's
+// naive_backward.h and cpu_rotary.cpp; they compile in cpu_*.cpp, once per instruction-set level. DLOPS_TABLE is the level's
 // table, e.g. attention_avx2. The level with the bfloat16 dot product has a table of its own, in dot.cpp.
 #include "cpu.h"
 
@@ -15,15 +15,15 @@ constexpr KernelInfo kNaive = DLOPS_ATTENTION_KERNEL("attention", "naive", "1 ro
 void naive(const AttentionForwardParams& p) { DLOPS_PARTS::naive(p); }
 
 constexpr KernelInfo kTiled =
-    DLOPS_ATTENTION_KERNEL("attention", "tiled", "4 vectors of rows x 96 keys", "forward_block");
+    DLOPS_ATTENTION_KERNEL("attention", "tiled", "4 to 8 vectors of rows x 96 keys", "forward_block");
 void tiled(const AttentionForwardParams& p) { DLOPS_PARTS::tiled(p); }
 
 constexpr KernelInfo kSplit =
-    DLOPS_ATTENTION_KERNEL("attention", "split", "a group's rows x 512 keys", "split");
+    DLOPS_ATTENTION_KERNEL("attention", "split", "a group's rows x 512 keys", "split_keys");
 void split(const AttentionForwardParams& p) { DLOPS_PARTS::split(p); }
 
 constexpr KernelInfo kBackwardNaive =
-    DLOPS_ATTENTION_KERNEL("attention_backward", "naive", "1 row", "backward_naive");
+    DLOPS_ATTENTION_KERNEL("attention_backward", "naive", "1 row", "backward_naive_of");
 void backward_naive(const AttentionBackwardParams& p) { DLOPS_PARTS::backward_naive(p); }
 
 constexpr KernelInfo kBackward =

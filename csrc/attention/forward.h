@@ -119,9 +119,9 @@ void finish(const ForwardBlock<Products>& b, const float* sink, typename Product
   const int64_t count = b.rows.end - b.rows.begin;
   for (int64_t r = 0; r < b.lanes; r += kLanes) {
     const Vec top = load(b.state.top + r);
-    const VecI none = top == set1(kMinusInf);
     Vec total = load(b.state.sum + r);
-    const Vec lse = select(none, top, top + log(total));
+    const VecI none = (top == set1(kMinusInf)) & (total == total);  // a score that is NaN is seen
+    const Vec lse = select(none, top, select(total == total, top + log(total), total));
     if (sink) total = total + exp2((set1(*sink) - top) * set1(kLog2e));
     store(b.state.alpha + r, select(none, zero(), set1(keep) / total));
     store(b.state.top + r, lse);

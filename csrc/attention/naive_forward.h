@@ -70,7 +70,7 @@ void forward_row_naive(const AttentionForwardParams& p, int64_t b, int64_t h, in
   float top = kMinusInf;
   for (int64_t j = keys.begin; j < keys.end; j++) {
     scores[j] = score_at(p, s, b, h, i, j, q, k + j * p.k.row);
-    if (!(scores[j] <= top)) top = scores[j];  // NaN too
+    if (top == top && !(scores[j] <= top)) top = scores[j];  // NaN too, and then for good
   }
   float total = 0;
   for (int64_t c = 0; c < p.dv; c++) sum[c] = 0;

@@ -82,7 +82,7 @@ Tensors attention_backward(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k,
                            std::string variant) {
   const char* op = "attention_backward";
   if (!variant.empty() && variant != "naive")
-    refuse(op, "unknown variant '", variant, "': this device has naive");
+    refuse(op, "unknown variant '", variant, "': there is naive, beside the default");
   if (needs.size() != 5) refuse(op, "needs must have 5 flags: got ", needs.size());
   Arguments a{op,           q,   k,     v,     mask,  alibi_slopes, sinks,        key_lengths,  cu_seqlens_q,
               cu_seqlens_k, rng, max_q, max_k, scale, window_left,  window_right, bottom_right, softcap,
@@ -125,7 +125,7 @@ Tensors attention_backward(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k,
   }
   if (Tensor* t = add(4, [&] { return new_floats(q, {p.heads}); }))
     p.dsinks = static_cast<float*>(t->mutable_data_ptr());
-  if (out.numel() == 0) {
+  if (out.numel() == 0 || p.k_len == 0) {
     for (Tensor& t : made) torch::stable::zero_(t);
     return made;
   }
@@ -150,7 +150,7 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved, bool inverse) 
     check_device(op, name, *t, x);
     dtype_of(op, name, *t);
     if (t->dim() != 3 || (t->size(0) != 1 && t->size(0) != x.size(0)) || t->size(1) != x.size(2) ||
-        2 * t->size(2) > x.size(3))
+        2 * t->size(2) > std::min(x.size(3), attention::kMaxHeadDim))
       refuse(op, name, " has shape ", shape_of(*t), ", expected [1 or ", x.size(0), ", ", x.size(2),
              ", at most ", x.size(3) / 2, "]");
   }

@@ -130,7 +130,7 @@ void finish(const Block& block, const Partial& state) {
     float factor = 1.f, total = sum;
     if (sum == 0) {
       total = 1.f;
-    } else if (p.sinks && p.sinks[h] > -kInfinity) {
+    } else if (p.sinks && p.sinks[h] != -kInfinity) {
       const float sink = p.sinks[h];
       factor = sink > top ? exp_of(top - sink) : 1.f;
       total = sum * factor + (sink > top ? 1.f : exp_of(sink - top));

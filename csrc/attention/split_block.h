@@ -192,7 +192,7 @@ DLOPS_LEAF bool soften(const Block& block, int64_t j0, int n, float* x, Partial&
     for (int t = 0; t < n; t += kLanes) {
       const Vec v = load(row + t);
       const Vec w = select(v * c == set1(-kInfinity), zero(), exp2(fma(v, c, m) * set1(kLog2e)));
-      least = min(w, least);
+      least = min(select(lane_index() < n - t, w, set1(1.f)), least);  // lanes past the keys have weight 0
       sum = sum + w;
       store(row + t, w);
     }

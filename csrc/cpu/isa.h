@@ -36,7 +36,8 @@ const Table& choose(std::initializer_list<const Table*> levels) {
 #define DLOPS_CHOOSE(family, ...)                                        \
   ::dlops::cpu::choose<std::remove_cvref_t<decltype(family##_generic)>>( \
       {&family##_generic, &family##_avx2, &family##_avx512 __VA_OPT__(, ) __VA_ARGS__})
-#define DLOPS_ALL(family, ...) {&family##_generic, &family##_avx2, &family##_avx512 __VA_OPT__(, ) __VA_ARGS__}
+#define DLOPS_ALL(family, ...) \
+  {&family##_generic, &family##_avx2, &family##_avx512 __VA_OPT__(, ) __VA_ARGS__}
 #else
 #define DLOPS_CHOOSE(family, ...) family##_generic
 #define DLOPS_ALL(family, ...) {&family##_generic}

@@ -4,6 +4,24 @@
 #pragma once
 #include <cstdint>
 
+#include "../api.h"
+
+namespace dlops::cpu {
+
+// The first exception of a parallel region, which must not leave it: thrown again after it. In parallel.cpp, where every
+// level shares one.
+class FirstError {
+ public:
+  ~FirstError();
+  void run(void (*f)(const void*, int64_t), const void* context, int64_t i) noexcept;
+  void rethrow();
+
+ private:
+  void* error_ = nullptr;
+};
+
+}  // namespace dlops::cpu
+
 namespace dlops {
 namespace {
 
@@ -15,8 +33,11 @@ inline void parallel_for(int threads, int64_t n, F f) {
     return;
   }
   int team = n < threads ? static_cast<int>(n) : threads;
+  cpu::FirstError error;
+  const auto call = [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); };
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1)
-  for (int64_t i = 0; i < n; i++) f(i);
+  for (int64_t i = 0; i < n; i++) error.run(call, &f, i);
+  error.rethrow();
 }
 
 }  // namespace

@@ -40,6 +40,13 @@ Scratch::Scratch(size_t bytes) : memory_(nullptr), bytes_(bytes ? (bytes + 4095)
       idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(best));
       return;
     }
+    // A block that is too small gives its place to the new one, or calls that grow would keep one of every size.
+    for (size_t i = 0; i < idle.size(); i++)
+      if (idle[i].bytes < bytes_ && (best == idle.size() || idle[i].bytes > idle[best].bytes)) best = i;
+    if (best < idle.size()) {
+      std::free(idle[best].memory);
+      idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(best));
+    }
   }
   memory_ = std::aligned_alloc(4096, bytes_);
   if (!memory_) throw std::bad_alloc();

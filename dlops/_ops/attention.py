@@ -127,7 +127,7 @@ def compose(
         kept = reference.dropout_mask(
             t.rng, o.dropout_p, q.shape[0], q.shape[1], range(rows.start, rows.stop), k.shape[2], first_batch=batch.start
         )
-        dropout = kept / (1 - o.dropout_p)
+        dropout = kept / (1 - o.dropout_p) if o.dropout_p < 1 else torch.zeros_like(kept, dtype=torch.float32)
     out, lse = reference.attention(
         q, k, v, scale=o.scale, mask=mask, alibi_slopes=slopes, sinks=sinks, key_lengths=lengths, shift=shift,
         window=(o.window_left, o.window_right), softcap=o.softcap, dropout=dropout, first_row=rows.start,

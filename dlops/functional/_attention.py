@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
+from dlops import _backend
 from dlops._backend import Plan, transforming
 from dlops._explain import make_plan
 from dlops._library import has_cuda_kernels
@@ -14,6 +17,8 @@ from dlops._ops.attention import Attention, Options, Tensors, compose_any, forwa
 from dlops.functional._checks import supported_tensor
 
 MAX_HEAD_DIM = 256
+# On the CPU, below so many multiplications of Q K^T, torch's call is the faster one; measured on Zen 4.
+SMALL = {torch.float32: 1 << 19, torch.bfloat16: 1 << 16, torch.float16: 1 << 16}
 FEW_ROWS = 8  # kFewRows of csrc/attention/ops.cpp
 Window = int | tuple[int | None, int | None] | None
 
@@ -33,15 +38,52 @@ def run(
         return compose_any((q, k, v, mask, sinks), t, o)
     differentiable = (q, k, v, mask, sinks)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
-        return Attention.apply(q, k, v, mask, sinks, *t, o, deterministic, variant)
+        return Attention.apply(*_distinct((*differentiable, *t)), o, deterministic, variant)
     return forward(q, k, v, mask, sinks, t, o, variant)
+
+
+def _distinct(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """While torch.compile traces, the same tensor twice as two: it refuses duplicates among a Function's inputs."""
+    if not torch.compiler.is_compiling():
+        return list(tensors)
+    found: list[Tensor | None] = []
+    for t in tensors:
+        found.append(t if t is None or all(t is not other for other in found) else t.view_as(t))
+    return found
+
+
+def check_options(op: str, q: Tensor, k: Tensor, sinks: Tensor | None, t: Tensors, o: Options) -> None:
+    """What csrc/attention/arguments.h checks, for calls that do not reach it."""
+    heads, batch = q.shape[1], q.shape[0] if t.cu_seqlens_q is None else t.cu_seqlens_q.shape[0] - 1
+    if not o.softcap >= 0:
+        raise ValueError(f"{op}: softcap must be 0 (none) or positive: got {o.softcap}")
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"{op}: sinks has shape {list(sinks.shape)}, expected [{heads}]")
+    slopes = t.alibi_slopes
+    if slopes is not None and slopes.shape not in ((heads,), (batch, heads)):
+        raise ValueError(f"{op}: alibi_slopes has shape {list(slopes.shape)}, expected [{heads}] or [{batch}, {heads}]")
+    known = lambda x: x is not None and x.is_cpu and not is_fake(x) and not transforming()  # noqa: E731
+    if known(t.key_lengths) and batch and not 0 <= int(t.key_lengths.min()) <= int(t.key_lengths.max()) <= o.max_k:
+        wrong = next(n for n in t.key_lengths.tolist() if not 0 <= n <= o.max_k)
+        raise ValueError(f"{op}: key_lengths must be 0 to {o.max_k}: got {wrong}")
+    for name, cu, total, longest in (
+        ("cu_seqlens_q", t.cu_seqlens_q, q.shape[0], o.max_q),
+        ("cu_seqlens_k", t.cu_seqlens_k, k.shape[0], o.max_k),
+    ):
+        if known(cu):
+            starts = cu.tolist()
+            steps = [b - a for a, b in zip(starts, starts[1:])]
+            if starts[0] != 0 or starts[-1] != total or any(not 0 <= step <= longest for step in steps):
+                raise ValueError(
+                    f"{op}: {name} must start at 0, ascend by at most {longest} and end at the total length {total}: got {starts}"
+                )
 
 
 def check_shapes(op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     for name, t in (("query", query), ("key", key), ("value", value)):
         if t.dim() < 2:
             raise ValueError(f"{op}: {name} must be [..., length, d]: got shape {list(t.shape)}")
-        if t.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        if t.dtype != query.dtype and not autocasts(query):
             raise RuntimeError(f"{op}: {name} must have query's dtype {query.dtype}: got {t.dtype}")
         if t.device != query.device:
             raise RuntimeError(f"{op}: {name} is on {t.device}, expected {query.device}")
@@ -58,20 +100,24 @@ def check_shapes(op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa:
             raise ValueError(f"{op}: query must have a multiple of the heads of key and value: got {found}")
 
 
+def autocasts(t: Tensor) -> bool:
+    kind = t.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def autocast(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """torch's rule: under autocast, attention runs in the lower precision."""
-    kind = query.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not autocasts(query):
         return query, key, value, mask
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(query.device.type)
     low = lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t  # noqa: E731
     return low(query), low(key), low(value), None if mask is None else low(mask)
 
 
 def four_dimensions(
-    op: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    op: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, enable_gqa: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[int, ...] | None]:
     """q, k, v as [B, H, L, D], the mask as [B or 1, H or 1, Lq or 1, Lk or 1], and the leading dimensions of the result where
     they are not two."""
@@ -89,11 +135,14 @@ def four_dimensions(
                 f"{op}: the batch dimensions of query {list(query.shape)}, key {list(key.shape)} and value"
                 f" {list(value.shape)} do not fit each other"
             ) from None
-        heads = full[0].shape[-3]
         shared = max(full[1].shape[-3], full[2].shape[-3])
-        for name, t in (("key", full[1]), ("value", full[2])):
-            if t.shape[-3] not in (1, shared) or shared == 0 or heads % shared:
-                raise ValueError(f"{op}: {name} has {t.shape[-3]} heads, which does not fit the {heads} of query")
+        heads = full[0].shape[-3] if enable_gqa else max(full[0].shape[-3], shared)
+        for name, t in (("query", full[0]), ("key", full[1]), ("value", full[2])):
+            if not enable_gqa and t.shape[-3] not in (1, heads):
+                have = "query, key and value have " + ", ".join(str(x.shape[-3]) for x in full)
+                raise ValueError(f"{op}: {have} heads: {name}'s fit the others only with enable_gqa=True")
+        if not enable_gqa and shared != heads and shared != 1:
+            raise ValueError(f"{op}: key has {shared} heads, query {heads}")
         flat = [
             t.expand(*batch, h, *t.shape[-2:]).reshape(math.prod(batch), h, *t.shape[-2:])
             for t, h in zip(full, (heads, shared, shared))
@@ -124,10 +173,11 @@ def as_window(op: str, window: Window) -> tuple[int, int]:
     """(left, right), -1 where there is no limit."""
     if window is None:
         return -1, -1
-    sides = (window, window) if isinstance(window, int) else tuple(window)
-    if len(sides) != 2 or any(side is not None and side < 0 for side in sides):
-        raise ValueError(f"{op}: window must be (left, right), each None or not negative: got {window!r}")
-    left, right = (-1 if side is None else int(side) for side in sides)
+    sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
+    whole = all(side is None or (isinstance(side, (int, torch.SymInt)) and not isinstance(side, bool)) for side in sides)
+    if len(sides) != 2 or not whole or any(side is not None and side < 0 for side in sides):
+        raise ValueError(f"{op}: window must be (left, right), each None or an integer >= 0: got {window!r}")
+    left, right = (-1 if side is None else side for side in sides)
     return left, right
 
 
@@ -170,12 +220,48 @@ def unsupported(
     return None
 
 
-def slower(q: Tensor, k: Tensor, mask: Tensor | None, o: Options) -> str | None:
-    """Where torch's own kernel is known to be the faster one."""
+def _work(q: Tensor, k: Tensor) -> int:
+    """Multiplications of Q K^T."""
+    return q.numel() * k.shape[-2]
+
+
+def differentiates(*tensors: Tensor | None) -> bool:
+    """Whether a derivative of the call may be asked for. torch's fused CPU kernel has a first one in reverse mode only."""
+    return (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or transforming()
+
+
+def _is_small(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return (
+        q.is_cpu
+        and q.dtype in SMALL
+        and not torch.compiler.is_compiling()  # there a call costs less, and sizes may be symbols
+        and _work(q, k) < SMALL[q.dtype]
+        and not differentiates(q, k, v)
+    )
+
+
+def is_small(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a plain call is all overhead, so that torch's own function, one step away, is the faster one."""
+    return (
+        type(q) is Tensor
+        and type(k) is Tensor
+        and type(v) is Tensor
+        and _backend._current == "auto"
+        and _backend._recorder is None
+        and k.dim() > 1
+        and _is_small(q, k, v)
+    )
+
+
+def slower(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, o: Options) -> str | None:
+    """Where torch's own kernel is known to be the faster one. Masks are ours at any size: torch gives NaN for a row that
+    sees no key, and the size must not decide that."""
+    if mask is None and o.dropout_p == 0 and _is_small(q, k, v):
+        return f"{_work(q, k):,} multiplications: below {SMALL[q.dtype]:,} the call costs more than torch's"
     return None
 
 
-def visible(o: Options, q_len: int, k_len: int) -> int:
+def _visible(o: Options, q_len: int, k_len: int) -> int:
     """About how many of the q_len * k_len scores are computed."""
     left = k_len if o.window_left < 0 else min(o.window_left, k_len)
     right = k_len if o.window_right < 0 else min(o.window_right, k_len)
@@ -200,8 +286,8 @@ def plan_of(q: Tensor, k: Tensor, v: Tensor, o: Options, use: bool, reason: str,
     packed = q.dim() == 3
     heads = q.shape[1]
     sequences = max(1, q.shape[0] // max(1, o.max_q)) if packed else q.shape[0]
-    pairs = visible(o, o.max_q, o.max_k) * heads * sequences
+    pairs = _visible(o, o.max_q, o.max_k) * heads * sequences
     flops = 2 * pairs * (q.shape[-1] + v.shape[-1])
-    traffic = (q.numel() + k.numel() + v.numel() + q.numel() // q.shape[-1] * v.shape[-1]) * q.element_size()
+    traffic = (q.numel() + k.numel() + v.numel() + q.numel() // max(1, q.shape[-1]) * v.shape[-1]) * q.element_size()
     rung = variant or _rung(q, o)
     return make_plan("attention", use, reason, device=q.device, variant=rung, flops=flops, bytes=traffic)

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 from torch.overrides import has_torch_function
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_PLAIN = (Tensor, Parameter)
+_PLAIN = (Tensor, Parameter, FakeTensor)
 
 
 def check_tensors(op: str, *arguments: tuple[str, object]) -> None:
-    """TypeError for an argument that is neither None nor a tensor."""
+    """TypeError for an argument that is no tensor."""
     for name, value in arguments:
-        if value is not None and not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor: got {type(value).__name__}")
+
+
+def check_optional(op: str, *arguments: tuple[str, object]) -> None:
+    """TypeError for an argument that is neither None nor a tensor."""
+    check_tensors(op, *((name, value) for name, value in arguments if value is not None))
 
 
 def supported_tensor(input: Tensor, others: Sequence[Tensor | None], cuda: bool) -> str | None:

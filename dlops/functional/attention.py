@@ -20,9 +20,12 @@ from dlops.functional._attention import (
     as_scale,
     as_window,
     autocast,
+    check_options,
     check_shapes,
+    differentiates,
     four_dimensions,
     integers,
+    is_small,
     lengths_of,
     longest_of,
     plan_of,
@@ -30,8 +33,10 @@ from dlops.functional._attention import (
     slower,
     unsupported,
 )
-from dlops.functional._checks import check_tensors
+from dlops.functional._checks import check_optional, check_tensors
 from dlops.reference import attention as reference
+
+_torchs = F.scaled_dot_product_attention
 
 
 def scaled_dot_product_attention(
@@ -86,24 +91,36 @@ def scaled_dot_product_attention(
         TypeError: an argument that must be a tensor is none.
         ValueError, RuntimeError: shapes, dtypes, devices or values that do not fit, named.
     """
-    op = "scaled_dot_product_attention"
     plain = (
         window is None and softcap == 0.0 and alibi_slopes is None and sinks is None and key_lengths is None
         and not return_lse and variant is None
     )  # fmt: skip
-    check_tensors(
-        op, ("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask), ("alibi_slopes", alibi_slopes),
-        ("sinks", sinks), ("key_lengths", key_lengths),
-    )  # fmt: skip
+    if plain and attn_mask is None and dropout_p == 0.0 and is_small(query, key, value):
+        if scale is None and not enable_gqa:
+            return _torchs(query, key, value, None, 0.0, is_causal)
+        return _torchs(query, key, value, None, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    options = (window, softcap, alibi_slopes, sinks, key_lengths, return_lse, deterministic, variant)
+    return _attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, plain, *options)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
+    scale: float | None, enable_gqa: bool, plain: bool, window: Window, softcap: float, alibi_slopes: Tensor | None,
+    sinks: Tensor | None, key_lengths: Tensor | None, return_lse: bool, deterministic: bool, variant: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """scaled_dot_product_attention; plain: with none of the options that torch lacks."""
+    op = "scaled_dot_product_attention"
 
     def torchs() -> Tensor:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _torchs(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     if plain and _backend._current == "torch" and _backend._recorder is None:
         return torchs()
-    if query.is_nested:
+    check_tensors(op, ("query", query), ("key", key), ("value", value))
+    check_optional(
+        op, ("attn_mask", attn_mask), ("alibi_slopes", alibi_slopes), ("sinks", sinks), ("key_lengths", key_lengths)
+    )
+    if any(t.is_nested for t in (query, key, value)):
         if not plain:
             raise ValueError(f"{op}: nested tensors have none of dlops's extra options")
         return torchs()
@@ -113,7 +130,7 @@ def scaled_dot_product_attention(
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{op}: dropout_p must be in [0, 1]: got {dropout_p}")
     query, key, value, attn_mask = autocast(query, key, value, attn_mask)
-    q, k, v, mask, lead = four_dimensions(op, query, key, value, attn_mask)
+    q, k, v, mask, lead = four_dimensions(op, query, key, value, attn_mask, enable_gqa)
     if key_lengths is not None:
         key_lengths = lengths_of(op, "key_lengths", key_lengths, q.shape[0])
     left, right = as_window(op, window)
@@ -123,10 +140,12 @@ def scaled_dot_product_attention(
     options = Options(q.shape[2], k.shape[2], factor, left, right, key_lengths is not None, softcap, dropout_p)
     tensors = Tensors(alibi_slopes, key_lengths)
     reason = unsupported(q, k, v, mask, sinks, tensors, dropout_p)
-    loses = slower(q, k, mask, options) if plain else None
+    loses = slower(q, k, v, mask, options) if plain else None
     use = choose(op, reason, lambda use, why: plan_of(q, k, v, options, use, why, variant), loses)
-    if not use and plain:
-        return torchs()
+    if not use:
+        if plain and not (differentiates(q, k, v, mask) and q.is_cpu):  # there torch's has a first derivative alone
+            return torchs()
+        check_options(op, q, k, sinks, tensors, options)
     out, lse = run(use, q, k, v, mask, sinks, tensors, options, deterministic, variant or "")
     if lead is not None:
         out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
@@ -173,9 +192,9 @@ def attention_varlen(
     """
     op = "attention_varlen"
     check_tensors(
-        op, ("query", query), ("key", key), ("value", value), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
-        ("alibi_slopes", alibi_slopes), ("sinks", sinks),
-    )  # fmt: skip
+        op, ("query", query), ("key", key), ("value", value), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)
+    )
+    check_optional(op, ("alibi_slopes", alibi_slopes), ("sinks", sinks))
     for name, t in (("query", query), ("key", key), ("value", value)):
         if t.dim() != 3:
             raise ValueError(f"{op}: {name} must be [total, heads, d]: got shape {list(t.shape)}")
@@ -184,8 +203,8 @@ def attention_varlen(
             f"{op}: cu_seqlens_q and cu_seqlens_k must be [sequences + 1]: got shapes {list(cu_seqlens_q.shape)}"
             f" and {list(cu_seqlens_k.shape)}"
         )
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"{op}: dropout_p must be in [0, 1): got {dropout_p}")
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"{op}: dropout_p must be in [0, 1]: got {dropout_p}")
     query, key, value, _ = autocast(query, key, value, None)
     cu_q, cu_k = (integers(op, name, t) for name, t in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)))
     longest = [longest_of(cu) if given is None else given for cu, given in ((cu_q, max_q), (cu_k, max_k))]
@@ -196,6 +215,8 @@ def attention_varlen(
     tensors = Tensors(alibi_slopes, None, cu_q, cu_k)
     reason = unsupported(query, key, value, None, sinks, tensors, dropout_p)
     use = choose(op, reason, lambda use, why: plan_of(query, key, value, options, use, why, variant))
+    if not use:
+        check_options(op, query, key, sinks, tensors, options)
     out, lse = run(use, query, key, value, None, sinks, tensors, options, deterministic, variant or "")
     return (out, lse) if return_lse else out
 
@@ -231,6 +252,7 @@ def attention_decode(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`scaled_dot_product_attention`.
     """
+    check_tensors("attention_decode", ("lengths", lengths))
     return scaled_dot_product_attention(
         query, k_cache, v_cache, is_causal=True, scale=scale, enable_gqa=True, window=window, softcap=softcap,
         alibi_slopes=alibi_slopes, sinks=sinks, key_lengths=lengths, return_lse=return_lse, variant=variant,
@@ -252,10 +274,10 @@ def merge_attention(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Te
     Raises:
         ValueError: no parts; outs and lses that do not fit each other.
     """
-    stacked = [x if isinstance(x, Tensor) else torch.stack(tuple(x)) for x in (outs, lses)]
-    out, lse = stacked
-    if out.dim() < 1 or out.shape[0] == 0 or out.shape[:-1] != lse.shape:
-        raise ValueError(
-            f"merge_attention: outs must be [N, ..., D] and lses [N, ...]: got {list(out.shape)} and {list(lse.shape)}"
-        )
-    return reference.merge_attention(out, lse)
+    parts = [list(x.unbind()) if isinstance(x, Tensor) else list(x) for x in (outs, lses)]
+    if not parts[0] or len(parts[0]) != len(parts[1]) or any(a.shape[:-1] != b.shape for a, b in zip(*parts)):
+        shapes = " and ".join(str([list(t.shape) for t in x]) for x in parts)
+        raise ValueError(f"merge_attention: outs must be [N, ..., D] and lses [N, ...]: got {shapes}")
+    if any(t.shape != parts[0][0].shape for t in parts[0]):
+        raise ValueError(f"merge_attention: outs must have one shape: got {[list(t.shape) for t in parts[0]]}")
+    return reference.merge_attention(torch.stack(parts[0]), torch.stack(parts[1]))

@@ -12,17 +12,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
-from torch.overrides import has_torch_function
 
 from dlops import _backend
 from dlops._backend import Plan, choose, transforming
 from dlops._explain import make_plan
 from dlops._library import has_cuda_kernels, ops
 from dlops._ops.norm import GroupNorm, RowNorm, compose_group_norm, compose_row_norm
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_PLAIN = (Tensor, Parameter)
+from dlops.functional._checks import DTYPES, check_optional, supported_tensor
 
 #: On the CPU a call of our op costs more than one of torch's own: below this many elements torch is the faster one, for a
 #: call that asks for nothing else (residual, scale, a variant, ...).
@@ -31,41 +27,23 @@ SMALL = {"group_norm": 1 << 20, "group_norm_silu": 1 << 14, "layer_norm": 1 << 1
 
 def _unsupported(input: Tensor, others: Sequence[Tensor | None]) -> str | None:
     """Why our kernel cannot take these tensors; None if it can."""
-    dtype = input.dtype
-    if dtype not in _DTYPES:
-        return f"{dtype} has no kernel (float32, float16 and bfloat16 have)"
-    if not input.is_cpu and not (input.is_cuda and has_cuda_kernels):
-        return f"no kernels for device {input.device.type!r} in this build"
-    if input.layout is not torch.strided:
-        return f"layout {input.layout} has no kernel"
-    if type(input) not in _PLAIN and has_torch_function((input,)):
-        return f"{type(input).__name__} overrides torch's functions"
     for t in others:
-        if t is None:
-            continue
-        if t.dtype is not dtype and t.dtype is not torch.float32:
-            return f"a parameter of {t.dtype} with an input of {dtype}"
-        if type(t) not in _PLAIN and has_torch_function((t,)):
-            return f"{type(t).__name__} overrides torch's functions"
-    if transforming():
+        if t is not None and t.dtype is not input.dtype and t.dtype is not torch.float32:
+            return f"a parameter of {t.dtype} with an input of {input.dtype}"
+    reason = supported_tensor(input, others, has_cuda_kernels)
+    if reason is None and transforming():
         return "inside a torch.func transform or forward-mode AD"
-    return None
+    return reason
 
 
 def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _tensors(op: str, *arguments: tuple[str, object]) -> None:
-    for name, value in arguments:
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor: got {type(value).__name__}")
-
-
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """torch's rule: under autocast the norms run in float32 on CUDA; on the CPU they take what comes."""
     if tensors[0].is_cuda and torch.is_autocast_enabled("cuda"):
-        return tuple(t.float() if t is not None and t.dtype in _DTYPES else t for t in tensors)
+        return tuple(t.float() if t is not None and t.dtype in DTYPES else t for t in tensors)
     return tensors
 
 
@@ -120,7 +98,9 @@ def group_norm(
     if plain and activation in (None, "silu") and _is_small(input, small) and input.numel() != num_groups:
         y = torch.group_norm(input, num_groups, weight, bias, eps, True)
         return y if activation is None else F.silu(y)
-    _tensors("group_norm", ("input", input), ("weight", weight), ("bias", bias), ("scale", scale), ("shift", shift), ("out", out))
+    check_optional(
+        "group_norm", ("input", input), ("weight", weight), ("bias", bias), ("scale", scale), ("shift", shift), ("out", out)
+    )
     if activation not in (None, "silu"):
         raise ValueError(f'group_norm: activation must be None or "silu": got {activation!r}')
     silu = activation is not None
@@ -226,7 +206,7 @@ def _row_norm(
     variant: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     rms = op == "rms_norm"
-    _tensors(op, ("input", input), ("residual", residual), ("weight", weight), ("bias", bias))
+    check_optional(op, ("input", input), ("residual", residual), ("weight", weight), ("bias", bias))
     shape, dims = tuple(normalized_shape), len(normalized_shape)
     if dims < 1 or input.shape[-dims:] != shape:
         raise ValueError(f"{op}: input has shape {list(input.shape)}, which does not end in normalized_shape {list(shape)}")

@@ -9,6 +9,7 @@ from dlops._backend import Plan, choose, transforming
 from dlops._explain import make_plan
 from dlops._library import has_cuda_kernels, ops
 from dlops._ops.attention import Rotary
+from dlops.functional._attention import MAX_HEAD_DIM
 from dlops.functional._checks import check_tensors, supported_tensor
 from dlops.reference import attention as reference
 
@@ -47,6 +48,10 @@ def apply_rotary(
     unsupported = supported_tensor(query, (key, cos, sin), has_cuda_kernels)
     if unsupported is None and (cos.requires_grad or sin.requires_grad):
         unsupported = "the gradient of cos or sin"
+    if unsupported is None and 2 * tables[0].shape[2] > MAX_HEAD_DIM:
+        unsupported = f"{2 * tables[0].shape[2]} turned elements have no kernel (up to {MAX_HEAD_DIM} have)"
+    if unsupported is None and query.dtype != key.dtype:
+        unsupported = f"a query of {query.dtype} with a key of {key.dtype}"
     if unsupported is None and transforming():
         unsupported = "inside a torch.func transform or forward-mode AD"
 

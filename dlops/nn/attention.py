@@ -21,6 +21,7 @@ def is_small(module: nn.Module, x: Tensor) -> bool:
     return (
         not module.training
         and not torch.is_grad_enabled()
+        and not _backend.transforming()
         and x.numel() * x.shape[-1] < SMALL
         and x.is_cpu
         and _backend._current == "auto"

@@ -32,6 +32,9 @@ class KVCache:
         keys, values = cache.append(k, v)  # [batch, kv_heads, new, 128]
         out = dlops.functional.attention_decode(q, keys, values, cache.lengths)
 
+    Rows of `q` stand at the end of their sequence, so every sequence must have got the same number of new positions. Prompts
+    of different lengths, appended with `counts`, attend by ``scaled_dot_product_attention(q, k, v, is_causal=True)`` instead.
+
     Raises:
         ValueError: a size that is not positive.
     """

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dlops import functional
+from dlops import _backend, functional
 
 
 def alibi_slopes(heads: int, *, device: Any = None) -> Tensor:
@@ -71,8 +71,14 @@ class ALiBi(nn.Module):
         return f"heads={self.heads}"
 
 
-def _positions(caller: str, length: int, offset: int | Tensor, positions: Tensor | None, device: torch.device) -> Tensor | slice:
-    """Where `length` rows stand: a slice, where all sequences agree on it and it is known here; else [L] or [B, L]."""
+def _positions(caller: str, x: Tensor, offset: int | Tensor, positions: Tensor | None) -> Tensor | slice:
+    """Where the rows of x [B, ..., L, d] stand: a slice, where all sequences agree on it and it is known here; else [L] or
+    [B, L]."""
+    length, device = x.shape[-2], x.device
+    for name, given, common in (("offset", offset, 0), ("positions", positions, 1)):  # dims without one for the sequences
+        per_sequence = isinstance(given, Tensor) and given.dim() == common + 1 and not given.is_floating_point()
+        if per_sequence and (x.dim() < 3 or given.shape[0] != x.shape[0]):
+            raise ValueError(f"{caller}: {name} has shape {list(given.shape)}, which does not fit an input of {list(x.shape)}")
     if positions is not None:
         if not isinstance(offset, int) or offset != 0:
             raise ValueError(f"{caller}: offset and positions exclude each other")
@@ -131,6 +137,8 @@ class _Table(nn.Module):
             angles = self._angles(where)
             return angles.sin().float(), angles.cos().float()
         if where.stop > self.sin.shape[0]:
+            if torch.compiler.is_compiling() or _backend._recorder is not None:  # a table made here would not be a real one
+                return self._look_up(torch.arange(where.start, where.stop, device=self.sin.device))
             self._fill(max(where.stop, 2 * self.sin.shape[0]))
         return self.sin[where], self.cos[where]
 
@@ -160,7 +168,7 @@ class SinusoidalPositions(_Table):
 
     def forward(self, x: Tensor, offset: int | Tensor = 0, positions: Tensor | None = None) -> Tensor:
         _features("SinusoidalPositions", x, self.dim)
-        sin, cos = self._look_up(_positions("SinusoidalPositions", x.shape[-2], offset, positions, x.device))
+        sin, cos = self._look_up(_positions("SinusoidalPositions", x, offset, positions))
         return x + torch.stack((sin, cos), dim=-1).flatten(-2).to(x.dtype)
 
 
@@ -194,7 +202,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, x: Tensor, offset: int | Tensor = 0, positions: Tensor | None = None) -> Tensor:
         _features("LearnedPositions", x, self.weight.shape[1])
-        where = _positions("LearnedPositions", x.shape[-2], offset, positions, x.device)
+        where = _positions("LearnedPositions", x, offset, positions)
         if isinstance(where, Tensor):
             return x + nn.functional.embedding(where, self.weight)
         if where.stop > self.weight.shape[0]:
@@ -242,7 +250,7 @@ class RotaryPositions(_Table):
             raise ValueError(
                 f"RotaryPositions: query and key must be [B, H, L, D]: got {list(query.shape)} and {list(key.shape)}"
             )
-        sin, cos = self._look_up(_positions("RotaryPositions", query.shape[2], offset, positions, query.device))
+        sin, cos = self._look_up(_positions("RotaryPositions", query, offset, positions))
         return functional.apply_rotary(query, key, cos, sin, interleaved=self.interleaved)
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlops import _backend
+from dlops.functional._attention import autocasts
 from dlops.nn.attention import MultiheadAttention, attend_packed, is_small
 from dlops.nn.norm import LayerNorm
 
@@ -24,7 +25,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def _untouched(module: nn.Module) -> bool:
     """Whether calling the module is calling its class's forward, which may then be fused with its neighbours."""
-    return "forward" not in vars(module) and not any(getattr(module, hooks, None) for hooks in _HOOKS)
+    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    return not everywhere and "forward" not in vars(module) and not any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _feed_forward(layer: Any, x: Tensor, last: nn.Dropout) -> Tensor:
@@ -262,7 +264,7 @@ def _may_pack(encoder: nn.TransformerEncoder, src: Tensor, mask: Tensor | None) 
         or src.dim() != 3
         or not torch.backends.mha.get_fastpath_enabled()
         or _traced()
-        or torch.is_autocast_enabled(src.device.type)
+        or autocasts(src)
         or not all(_packs(layer) for layer in encoder.layers)
     ):
         return False

@@ -79,6 +79,9 @@ def attention(
     """
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     q, k, v = (t.to(exact) for t in (query, key, value))
+    if key_lengths is not None:  # what lies past them is not read: 0 * NaN would be NaN
+        exists = torch.arange(k.shape[2], device=k.device) < key_lengths.reshape(-1, 1)  # [B, Lk]
+        k, v = (torch.where(exists[:, None, :, None], t, 0.0) for t in (k, v))
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -160,4 +163,6 @@ def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     empty = total == 0
     counted = torch.where(empty, 1.0, total)
     lse = torch.where(empty, -math.inf, top + torch.log(counted))
-    return ((e / counted).unsqueeze(-1) * outs.to(exact)).sum(dim=0).to(outs.dtype), lse
+    weights = (e / counted).unsqueeze(-1)
+    outs_seen = torch.where(weights == 0, 0.0, outs.to(exact))  # a part that saw nothing may hold anything
+    return (weights * outs_seen).sum(dim=0).to(outs.dtype), lse

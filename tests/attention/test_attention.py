@@ -275,3 +275,35 @@ def test_dropout_keeps_what_the_reference_keeps(device):
     torch.manual_seed(3)
     rng = draw_rng(device.torch_device)
     assert torch.equal(kept, dropout_mask(rng, 0.4, 2, 2, range(30), 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_shorter_sequence_may_have_more_chunks(device, dtype):
+    """The backward cuts 4600 keys into one chunk more than 4609."""
+    if device.simt:
+        pytest.skip("chunks are the CPU kernels'; 4609 keys take minutes in the runner")
+    q, k, v = (torch.randn(2, 1, n, 128, device=device.torch_device).to(dtype) for n in (16, 4609, 4609))
+    n = torch.tensor([4609, 4600], dtype=torch.int32, device=device.torch_device)
+    leaves, alone = ([t.detach().requires_grad_() for t in ts] for ts in ((q, k, v), (q[1:], k[1:, :, :4600], v[1:, :, :4600])))
+    grads = torch.autograd.grad(scaled_dot_product_attention(*leaves, key_lengths=n).sum(), leaves)
+    wants = torch.autograd.grad(scaled_dot_product_attention(*alone).sum(), alone)
+    for grad, want in zip(grads, wants):
+        assert torch.equal(grad[1:, :, : want.shape[2]], want)
+        assert (grad[1:, :, want.shape[2] :] == 0).all()
+
+
+def test_a_window_past_every_length_hides_nothing(device):
+    q, k = (torch.randn(1, 1, n, 8, device=device.torch_device) for n in (9, 7))
+    for window in (2**63 - 1, (2**63 - 1, None), (2**40, 2**62)):
+        assert torch.equal(scaled_dot_product_attention(q, k, k, window=window), scaled_dot_product_attention(q, k, k))
+
+
+def test_a_visible_nan_is_seen(device):
+    q, k = torch.randn(1, 1, 3, 8, device=device.torch_device), torch.randn(1, 1, 5, 8, device=device.torch_device)
+    k[:, :, 2] = math.nan
+    mask = torch.zeros(3, 5, dtype=torch.bool, device=device.torch_device)
+    mask[:, 2:] = True
+    mask[:, 3] = False
+    for variant in variants_of(device):
+        out, lse = scaled_dot_product_attention(q, k, torch.ones_like(k), mask, variant=variant, return_lse=True)
+        assert out.isnan().all() and lse.isnan().all(), variant

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlops.functional import merge_attention, scaled_dot_product_attention
+import dlops
+from dlops.functional import attention_decode, merge_attention, scaled_dot_product_attention
 
 ops = torch.ops.dlops
 
@@ -18,17 +19,20 @@ Q, K = t(2, 4, 5, 8), t(2, 4, 7, 8)
 
 CASES = {
     "not a tensor": (([1.0], K, K), {}, TypeError, "query must be a tensor: got list"),
+    "none": ((None, K, K), {}, TypeError, "query must be a tensor: got NoneType"),
     "one dimension": ((t(8), K, K), {}, ValueError, r"query must be \[..., length, d\]: got shape \[8\]"),
     "dtypes": ((Q, K.bfloat16(), K), {}, RuntimeError, "key must have query's dtype torch.float32: got torch.bfloat16"),
     "head dimension": ((Q, t(2, 4, 7, 9), K), {}, ValueError, "key has head dimension 9, expected that of query, 8"),
     "lengths": ((Q, K, t(2, 4, 6, 8)), {}, ValueError, "value has length 6, expected that of key, 7"),
     "batch": ((Q, t(3, 4, 7, 8), t(3, 4, 7, 8)), {}, ValueError, "batch dimensions of query .* do not fit"),
-    "heads": ((Q, t(2, 3, 7, 8), t(2, 3, 7, 8)), {}, ValueError, "key has 3 heads, which does not fit the 4 of query"),
+    "heads": ((Q, t(2, 3, 7, 8), t(2, 3, 7, 8)), {}, ValueError, "have 4, 3, 3 heads"),
+    "gqa without asking": ((Q, t(2, 2, 7, 8), t(2, 2, 7, 8)), {}, ValueError, "only with enable_gqa=True"),
     "gqa": ((Q, t(2, 3, 7, 8), t(2, 3, 7, 8)), {"enable_gqa": True}, ValueError, "multiple of the heads .*: got 4, 3 and 3"),
     "mask shape": ((Q, K, K, t(5, 6)), {}, ValueError, r"attn_mask has shape .* does not broadcast to \[2, 4, 5, 7\]"),
     "mask dtype": ((Q, K, K, t(5, 7).double()), {}, RuntimeError, "attn_mask must be bool, float32 or .*: got torch.float64"),
     "mask and causal": ((Q, K, K, t(5, 7), 0.0, True), {}, RuntimeError, "attn_mask and is_causal exclude each other"),
     "window": ((Q, K, K), {"window": (-1, 2)}, ValueError, r"window must be \(left, right\), .*: got \(-1, 2\)"),
+    "window of floats": ((Q, K, K), {"window": 2.5}, ValueError, "window must be .*: got 2.5"),
     "window of one": ((Q, K, K), {"window": -3}, ValueError, "window must be .*: got -3"),
     "softcap": ((Q, K, K), {"softcap": -1.0}, ValueError, r"softcap must be 0 \(none\) or positive: got -1"),
     "dropout": ((Q, K, K), {"dropout_p": 1.5}, ValueError, r"dropout_p must be in \[0, 1\]: got 1.5"),
@@ -48,9 +52,26 @@ def test_function(case):
         scaled_dot_product_attention(*arguments, **options)
 
 
+@pytest.mark.parametrize("case", ["softcap", "slopes", "sinks", "key_lengths", "dropout", "window", "gqa without asking"])
+def test_the_composition_checks_the_same(case):
+    """float64, and whatever else does not reach the op."""
+    arguments, options, error, message = CASES[case]
+    double = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+    with dlops.backend("torch"), pytest.raises(error, match=message):
+        scaled_dot_product_attention(*double, **{"softcap": 1.0} | options)
+
+
 def test_merge():
-    with pytest.raises(ValueError, match=r"outs must be \[N, ..., D\] and lses \[N, ...\]: got \[2, 3, 4\] and \[2, 4\]"):
-        merge_attention(t(2, 3, 4), t(2, 4))
+    for outs, lses in ((t(2, 3, 4), t(2, 4)), ([], []), ([t(3, 4)], [t(3), t(3)])):
+        with pytest.raises(ValueError, match=r"outs must be \[N, ..., D\] and lses \[N, ...\]: got "):
+            merge_attention(outs, lses)
+    with pytest.raises(ValueError, match="outs must have one shape"):
+        merge_attention([t(3, 4), t(2, 4)], [t(3), t(2)])
+
+
+def test_decode():
+    with pytest.raises(TypeError, match="attention_decode: lengths must be a tensor: got NoneType"):
+        attention_decode(Q, K, K, None)
 
 
 def call(q=Q, k=K, v=K, mask=None, cu_q=None, cu_k=None, rng=None, dropout_p=0.0):

@@ -131,6 +131,61 @@ def test_forward_mode():
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
+def plain_inputs(dtype=torch.float32):
+    return [torch.randn(1, 2, 5, 4, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": torch.tensor([True, False, True, True, True])}])
+def test_a_plain_call_has_every_derivative(options):
+    """At sizes and types that go to torch's own function, which has the first in reverse mode only."""
+    fn = lambda *t: scaled_dot_product_attention(*t, **options)  # noqa: E731
+    assert torch.autograd.gradcheck(fn, plain_inputs(torch.float64), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fn, plain_inputs(torch.float64))
+    leaves = plain_inputs()
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    seconds = []
+    for inputs in (leaves, exact):
+        (dq,) = torch.autograd.grad(fn(*inputs).pow(3).sum(), inputs[0], create_graph=True)
+        seconds.append(torch.autograd.grad(dq.square().sum(), inputs))
+    for ours, want in zip(*seconds):
+        torch.testing.assert_close(ours.double(), want, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        primals = tuple(t.detach() for t in leaves)
+        torch.func.jvp(fn, primals, primals)
+
+
+def test_duplicates_compile():
+    """The same tensor as query, key and value, and one cu_seqlens for both."""
+    x = torch.randn(1, 2, 6, 4, requires_grad=True)
+    cu = torch.tensor([0, 2, 6], dtype=torch.int32)
+    packed = torch.randn(6, 2, 4, requires_grad=True)
+    for fn, leaf in (
+        (lambda t: scaled_dot_product_attention(t, t, t, window=4), x),
+        (lambda t: attention_varlen(t, t, t, cu, cu, 4, 4), packed),
+    ):
+        want = torch.autograd.grad(fn(leaf).square().sum(), leaf)
+        ours = torch.autograd.grad(torch.compile(fn, fullgraph=True, backend="aot_eager")(leaf).square().sum(), leaf)
+        torch.testing.assert_close(ours, want)
+
+
+def test_export_with_symbolic_lengths():
+    class Model(torch.nn.Module):
+        def forward(self, q):
+            return scaled_dot_product_attention(q, q, q)
+
+    length = torch.export.Dim("length", min=2, max=4000)
+    program = torch.export.export(Model(), (torch.randn(1, 2, 8, 4),), dynamic_shapes=({2: length},))
+    for n in (5, 300):
+        q = torch.randn(1, 2, n, 4)
+        torch.testing.assert_close(program.module()(q), sdpa(q, q, q))
+
+
+def test_meta_device():
+    q = torch.randn(1, 2, 8, 4, device="meta")
+    assert scaled_dot_product_attention(q, q, q).shape == q.shape
+    assert scaled_dot_product_attention(q, q, q, softcap=1.0).device.type == "meta"
+
+
 def test_vmap_and_grad():
     q, k, v = (torch.randn(3, 2, 2, 5, 4) for _ in range(3))
     torch.testing.assert_close(
