@@ -76,8 +76,9 @@ def _positions(caller: str, x: Tensor, offset: int | Tensor, positions: Tensor |
     [B, L]."""
     length, device = x.shape[-2], x.device
     for name, given, common in (("offset", offset, 0), ("positions", positions, 1)):  # dims without one for the sequences
-        per_sequence = isinstance(given, Tensor) and given.dim() == common + 1 and not given.is_floating_point()
-        if per_sequence and (x.dim() < 3 or given.shape[0] != x.shape[0]):
+        if not isinstance(given, Tensor) or given.dim() != common + 1 or given.is_floating_point():
+            continue
+        if x.dim() < 3 or given.shape[0] != x.shape[0]:
             raise ValueError(f"{caller}: {name} has shape {list(given.shape)}, which does not fit an input of {list(x.shape)}")
     if positions is not None:
         if not isinstance(offset, int) or offset != 0:
