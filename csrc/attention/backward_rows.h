@@ -19,7 +19,6 @@ using attention::Sequence;
 constexpr int kBlockVectors = kLanes == 16 ? 4 : 6;
 constexpr int kBlockRows = kBlockVectors * kLanes;
 
-constexpr int kTileKeys = 96;  // a multiple of the rows of the register tiles
 constexpr int64_t kShortTile = 32;
 
 DLOPS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -7,7 +7,7 @@
 #include "backward.h"
 #include "backward_tile.h"
 #include "cpu_parts.h"
-#include "gemm_dot.h"
+#include "pairs.h"
 
 namespace dlops {
 
@@ -56,9 +56,8 @@ DLOPS_INLINE void product_dot(int vectors, int64_t m, int64_t depth, const Pair*
 struct PairRows {
   const Pair* data;
   int64_t stride;  // in elements
-  const Pair* row(int64_t r) const {
-    return reinterpret_cast<const Pair*>(reinterpret_cast<const Bfloat*>(data) + r * stride);
-  }
+  const Bfloat* elements() const { return reinterpret_cast<const Bfloat*>(data); }
+  const Pair* row(int64_t r) const { return reinterpret_cast<const Pair*>(elements() + r * stride); }
 };
 __attribute__((noinline)) PairRows pair_rows(const Bfloat* from, int64_t row_stride, int64_t count, int64_t d,
                                              const float* factor, float* to) {
@@ -75,42 +74,6 @@ __attribute__((noinline)) PairRows pair_rows(const Bfloat* from, int64_t row_str
     }
   }
   return {reinterpret_cast<const Pair*>(to), stride};
-}
-
-// rows [count][pairs(d)] -> to [pairs(d)][lanes], zeros in lanes past count.
-__attribute__((noinline)) void pack_pairs(PairRows rows, int64_t count, int64_t d, Pair* to, int64_t lanes) {
-  const int64_t depth = pairs(d);
-  for (int64_t first = 0; first < lanes; first += kLanes)
-    for (int64_t i = 0; i < depth; i += kLanes) {
-      const int64_t width = attention::lesser(kLanes, depth - i);
-      Vec square[kLanes];
-      for (int64_t r = 0; r < kLanes; r++) {
-        square[r] = zero();
-        if (first + r < count)
-          memcpy(&square[r], rows.row(first + r) + i, static_cast<size_t>(width) * sizeof(Pair));
-      }
-      transpose(square);
-      for (int64_t r = 0; r < width; r++) store_pairs(to + (i + r) * lanes + first, as<VecU>(square[r]));
-    }
-}
-
-// rows [count][d] -> to [pairs(count)][stride]: pairs of neighbouring rows, zeros behind an odd count and behind d.
-__attribute__((noinline)) void pair_up_rows(PairRows rows, int64_t count, int64_t d, Pair* to,
-                                            int64_t stride) {
-  for (int64_t r = 0; r < count; r += 2) {
-    const Bfloat* even = reinterpret_cast<const Bfloat*>(rows.row(r));
-    const Bfloat* odd = reinterpret_cast<const Bfloat*>(rows.row(r + 1));
-    Pair* out = to + r / 2 * stride;
-    for (int64_t i = 0; i < stride; i += kLanes) {
-      VecH values[2] = {};
-      const int64_t width = attention::lesser(kLanes, d - i);
-      if (width > 0) memcpy(&values[0], even + i, static_cast<size_t>(width) * 2);
-      if (width > 0 && r + 1 < count) memcpy(&values[1], odd + i, static_cast<size_t>(width) * 2);
-      const VecU both = __builtin_convertvector(values[0], VecU) | __builtin_convertvector(values[1], VecU)
-                                                                       << 16;
-      memcpy(out + i, &both, static_cast<size_t>(attention::lesser(kLanes, stride - i)) * sizeof(Pair));
-    }
-  }
 }
 
 // What the last three products take, for a tile.
@@ -197,7 +160,7 @@ class DotEngine {
     k_ = pair_rows(key_row<const T>(p_.k, s, b, kv_head, chunk.begin), p_.k.row, keys, p_.d, nullptr, copies);
     v_ = pair_rows(key_row<const T>(p_.v, s, b, kv_head, chunk.begin), p_.v.row, keys, p_.dv, nullptr,
                    copies + keys * pairs(p_.d));
-    if (p_.dq.data) pair_up_rows(k_, keys, p_.d, k_pairs_, p_.d);
+    if (p_.dq.data) interleave_rows(k_.elements(), k_.stride, keys, p_.d, k_pairs_, p_.d);
   }
 
   const float* rows(int64_t h, Range rows, Range keys) {
@@ -233,10 +196,10 @@ class DotEngine {
                                  weighted ? numbers_.sees : nullptr, q_copy_);
     const PairRows dout = pair_rows(query_row<const T>(p_.dout, s_, b_, h, rows.begin), p_.dout.row, count,
                                     p_.dv, weighted ? numbers_.weight : nullptr, dout_copy_);
-    pack_pairs(q, count, p_.d, q_lanes_, lanes_);
-    pack_pairs(dout, count, p_.dv, dout_lanes_, lanes_);
-    if (p_.dk.data) pair_up_rows(q, count, p_.d, q_pairs_, dk_stride_);
-    if (p_.dv_.data) pair_up_rows(dout, count, p_.dv, dout_pairs_, dv_stride_);
+    pack_pairs(q.elements(), q.stride, count, p_.d, q_lanes_, lanes_);
+    pack_pairs(dout.elements(), dout.stride, count, p_.dv, dout_lanes_, lanes_);
+    if (p_.dk.data) interleave_rows(q.elements(), q.stride, count, p_.d, q_pairs_, dk_stride_);
+    if (p_.dv_.data) interleave_rows(dout.elements(), dout.stride, count, p_.dv, dout_pairs_, dv_stride_);
   }
 
   // What the shared code of a tile reads of some of the block's vectors; it takes no float32 rows from here.

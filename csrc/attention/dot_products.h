@@ -2,53 +2,11 @@
 // run along the depth of a product: of S^T = K Q^T along d, so K is read as it lies and Q^T is packed in pairs; of O^T
 // = V^T P^T along the keys, so V's rows are interleaved two by two, and P is rounded to bfloat16 in pairs of keys.
 #pragma once
-#include "gemm_dot.h"
+#include "pairs.h"
 #include "products.h"
 
 namespace dlops {
 namespace {
-
-// from [count][d] (row_stride apart) -> to [ceil(d / 2)][lanes]; an odd d's last pair ends in zero, and so do lanes
-// past count.
-__attribute__((noinline)) inline void pack_pairs(const Bfloat* from, int64_t row_stride, int64_t count,
-                                                 int64_t d, Pair* to, int64_t lanes) {
-  for (int64_t first = 0; first < count; first += kLanes) {
-    const Bfloat* rows = from + first * row_stride;
-    const int64_t n = count - first < kLanes ? count - first : kLanes;
-    groups(d / 2, [&](int64_t i, int width) {
-      Vec v[kLanes];
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; r++) {
-        v[r] = zero();
-        if (r < n) memcpy(&v[r], rows + r * row_stride + 2 * i, static_cast<size_t>(width) * sizeof(Pair));
-      }
-      transpose(v);
-      for (int r = 0; r < width; r++) memcpy(to + (i + r) * lanes + first, &v[r], sizeof v[r]);
-    });
-    if (d % 2)
-      for (int64_t r = 0; r < kLanes; r++)
-        to[d / 2 * lanes + first + r] = {r < n ? rows[r * row_stride + d - 1].bits : uint16_t{0}, 0};
-  }
-}
-
-// to [ceil(count / 2)][d]: element c of rows 2 i and 2 i + 1; a row past the last is zero.
-__attribute__((noinline)) inline void interleave_rows(const Bfloat* from, int64_t row_stride, int64_t count,
-                                                      int64_t d, Pair* to) {
-  for (int64_t t = 0; t < count; t += 2) {
-    const Bfloat *a = from + t * row_stride, *b = a + row_stride;
-    const bool both = t + 1 < count;
-    Pair* row = to + t / 2 * d;
-    groups(d, [&](int64_t i, int width) {
-      if (width < kLanes) {
-        for (int c = 0; c < width; c++) row[c] = {a[c].bits, both ? b[c].bits : uint16_t{0}};
-        return;
-      }
-      const VecU high = both ? as<VecU>(load(b + i)) : VecU{};  // widened, the bits stand in the upper half
-      const VecU pair = as<VecU>(load(a + i)) >> 16 | high;
-      memcpy(row + i, &pair, sizeof pair);
-    });
-  }
-}
 
 class DotProducts {
  public:
@@ -84,7 +42,7 @@ class DotProducts {
     key_stride_ = 2 * depth_;
   }
   void load_values(Range keys) {
-    interleave_rows(v_ + keys.begin * p_.v.row, p_.v.row, keys.end - keys.begin, p_.dv, pairs_v_);
+    interleave_rows(v_ + keys.begin * p_.v.row, p_.v.row, keys.end - keys.begin, p_.dv, pairs_v_, p_.dv);
   }
   void load_values(Range keys, const bool* hidden) {
     load_values(keys);

@@ -125,6 +125,9 @@ void finish(const ForwardBlock<Products>& b, const float* sink, typename Product
     if (sink) total = total + exp2((set1(*sink) - top) * set1(kLog2e));
     store(b.state.alpha + r, select(none, zero(), set1(keep) / total));
     store(b.state.top + r, lse);
+    if (reduce_max(select(none, set1(1.f), zero())) > 0)  // 0 whatever the values hold that other rows see
+      for (int64_t c = 0; c < b.p.dv; c++)
+        store(b.o + c * b.lanes + r, select(none, zero(), load(b.o + c * b.lanes + r)));
   }
   for (int64_t r = 0; r < count; r++) lse_out[r] = b.state.top[r];
   unpack_rows(b.o, b.lanes, b.state.alpha, out, b.p.out.row, count, b.p.dv);

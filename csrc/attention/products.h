@@ -10,8 +10,6 @@ namespace {
 
 using attention::Range;
 
-constexpr int64_t kTileKeys = 96;  // 16 register tiles of 6 keys
-
 // Hands out parts of a thread's scratch memory, each on a cache line of its own.
 struct Parts {
   float* next;

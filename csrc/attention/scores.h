@@ -14,6 +14,8 @@ namespace dlops {
 namespace {
 
 constexpr float kLog2e = 1.44269504f;
+constexpr int64_t kTileKeys =
+    96;  // of a tile of the tiled kernels: a multiple of the rows of every register tile
 constexpr float kMinusInf = -__builtin_inff(), kLowest = -3.402823466e38f;
 constexpr int kScoreVectors = 16;  // that a ScoreBlock takes
 
@@ -77,7 +79,6 @@ class ScoreBlock {
   bool plain(attention::Range keys, Vectors v) const {
     return p_.softcap <= 0 && !p_.alibi_slopes && p_.mask.kind == MaskKind::none && all_visible(keys, v);
   }
-  bool plain(attention::Range keys) const { return plain(keys, {0, vectors_}); }
 
   // s [keys][lanes], lanes those of the vectors v: products of `factor` times this with query_scale's Q become scores.
   // scratch [keys][lanes]: room for the mask. cap_slope [keys][lanes], where not null, receives the softcap's
@@ -112,9 +113,6 @@ class ScoreBlock {
           store(s + at, x);
         }
     for (int j = v.begin; j < v.end; j++) hide(keys, j, s + (j - v.begin) * kLanes, lanes);
-  }
-  void adjust(attention::Range keys, float factor, float* s, float* scratch, float* cap_slope) const {
-    adjust(keys, {0, vectors_}, factor, s, scratch, cap_slope);
   }
 
  private:

@@ -298,6 +298,16 @@ def test_a_window_past_every_length_hides_nothing(device):
         assert torch.equal(scaled_dot_product_attention(q, k, k, window=window), scaled_dot_product_attention(q, k, k))
 
 
+def test_a_row_without_keys_is_zero_beside_nan(device):
+    q, v = torch.randn(1, 1, 20, 8, device=device.torch_device), torch.randn(1, 1, 9, 8, device=device.torch_device)
+    v[:, :, 4] = math.nan
+    mask = torch.ones(20, 9, dtype=torch.bool, device=device.torch_device)
+    mask[3] = False
+    for variant in variants_of(device):
+        out = scaled_dot_product_attention(q, torch.randn_like(v), v, mask, variant=variant)
+        assert (out[:, :, 3] == 0).all() and out[:, :, 4:].isnan().all(), variant
+
+
 def test_a_visible_nan_is_seen(device):
     q, k = torch.randn(1, 1, 3, 8, device=device.torch_device), torch.randn(1, 1, 5, 8, device=device.torch_device)
     k[:, :, 2] = math.nan

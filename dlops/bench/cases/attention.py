@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,12 +51,16 @@ SHORT = [_self(2, 8, 256, 40), _self(8, 12, 197, 64), _self(8, 8, 77, 64, True),
 TRAINED = [LONG[0], LONG[1], _self(1, 8, 1024, 128), SHORT[1]]
 DECODED = [_Shape(1, 32, 8, 1, keys, 128) for keys in (512, 4096, 16384)]
 DTYPES = (torch.float32, torch.bfloat16)
+RUNGS = ("naive", "tiled")  # of the ladder, those that every device has
 
 
 def attention_cases() -> list[Case]:
     from dlops.functional import scaled_dot_product_attention as ours
 
     found = []
+    for rung in RUNGS:
+        op, variant = f"attention[{rung}]", functools.partial(ours, variant=rung)
+        found.append(_case(op, SHORT[0], torch.float32, _forward(SHORT[0], torch.float32, variant), SHORT[0].flops, 1))
     for dtype in DTYPES:
         for shape in (*LONG, *SHORT):
             op = "attention.causal" if shape.causal else "attention"
