@@ -37,8 +37,8 @@ DLOPS_INLINE Vec exp2_weight(Vec x) {
   p = fma(p, r, set1(0.2402220129f));
   p = fma(p, r, set1(0.6931471827f));
   p = fma(p, r, set1(1.f));
-  const VecI bits = as<VecI>(p) + (as<VecI>(t) << 23);
-  return as<Vec>(bits & ~(x <= set1(-126.f)));
+  const VecU bits = as<VecU>(p) + (as<VecU>(t) << 23);
+  return as<Vec>(bits & ~as<VecU>(x <= set1(-126.f)));
 #endif
 }
 

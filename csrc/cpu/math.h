@@ -21,8 +21,8 @@ DLOPS_INLINE Vec exp2(Vec x) {
   p = fma(p, r, set1(2.402264774e-01f));
   p = fma(p, r, set1(6.931471825e-01f));
   p = fma(p, r, set1(1.f));
-  return as<Vec>(as<VecI>(p) +
-                 (as<VecI>(t) << 23));  // the low bits of t are n; magic's own bits leave at the top
+  return as<Vec>(as<VecU>(p) +
+                 (as<VecU>(t) << 23));  // the low bits of t are n; magic's own bits leave at the top
 }
 
 // e^x: x log2(e) in two parts, or the error of the product would be multiplied by x.
@@ -42,7 +42,7 @@ DLOPS_INLINE Vec exp(Vec x) {
   p = fma(p, r, set1(0.5f));
   p = fma(p, r, set1(1.f));
   p = fma(p, r, set1(1.f));
-  return as<Vec>(as<VecI>(p) + (as<VecI>(t) << 23));
+  return as<Vec>(as<VecU>(p) + (as<VecU>(t) << 23));
 }
 
 // Natural logarithm of a positive normal number.
