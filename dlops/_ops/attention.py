@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dlops._library import ops
-from dlops._ops.norm import _composes, _derive
+from dlops._ops.derivatives import composes, derive
 from dlops.reference import attention as reference
 
 PIECE = 1 << 22  # elements of the score matrix in one piece of a second derivative: 16 MB each, about a dozen of them
@@ -65,17 +65,13 @@ class Piece(NamedTuple):
     k: tuple[slice, ...]
 
 
-def _lengths(cu: Tensor) -> list[int]:
-    return cu.tolist()
-
-
 def _pieces(q: Tensor, k: Tensor, t: Tensors, size: int) -> Iterator[Piece]:
     """At most about `size` elements of the score matrix each; a single row at least."""
     everything = slice(None)
     if t.cu_seqlens_q is None:
         sequences = [(slice(b, b + 1), everything, everything, q.shape[2], k.shape[2]) for b in range(q.shape[0])]
     else:
-        cu_q, cu_k = _lengths(t.cu_seqlens_q), _lengths(t.cu_seqlens_k)
+        cu_q, cu_k = t.cu_seqlens_q.tolist(), t.cu_seqlens_k.tolist()
         sequences = []
         for b in range(len(cu_q) - 1):
             at_q, at_k = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
@@ -182,18 +178,18 @@ class Attention(Function):
         if dout is None:
             dout = torch.zeros_like(out)
         inputs = (q, k, v, mask, sinks)
-        if not _composes(dout, dlse):
+        if not composes(dout, dlse):
             grads = _backward(dout, dlse, inputs, out, lse, t, o, needs, deterministic, variant)
         elif torch.is_grad_enabled() and not _transformed(dout, dlse):
             grads = AttentionBackward.apply(dout, dlse, *inputs, out, lse, *t, o, needs, deterministic, variant)
         else:
-            grads = _derive(lambda *i: compose_any(i, t, o), inputs, needs, [dout, dlse])
+            grads = derive(lambda *i: compose_any(i, t, o), inputs, needs, [dout, dlse])
         return *grads, None, None, None, None, None, None, None, None
 
 
 def _transformed(*grads: Tensor | None) -> bool:
     with torch.no_grad():
-        return _composes(*grads)
+        return composes(*grads)
 
 
 def compose_any(inputs: Sequence[Tensor | None], t: Tensors, o: Options) -> tuple[Tensor, Tensor]:
@@ -232,7 +228,7 @@ class AttentionBackward(Function):
         dout, dlse, *inputs = ctx.saved_tensors[:7]
         t, (o, needs) = Tensors(*ctx.saved_tensors[7:]), ctx.options
         wanted = ctx.needs_input_grad[:7]
-        if _composes(dout, *seconds):  # a third derivative: the whole graph
+        if composes(dout, *seconds):  # a third derivative: the whole graph
             found = _second_whole(dout, dlse, inputs, t, o, needs, seconds, wanted)
         else:
             found = _second_in_pieces(dout, dlse, inputs, t, o, needs, seconds, wanted)

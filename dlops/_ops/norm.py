@@ -3,16 +3,15 @@ a torch.func transform, differentiates torch's own composition of the same formu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from dlops._backend import transforming
 from dlops._library import ops
+from dlops._ops.derivatives import composes, derive
 
 # ---- the same formulas in torch's ops: what runs where our kernels do not ----
 
@@ -52,40 +51,6 @@ def compose_row_norm(
     return y if residual is None else (y, total)
 
 
-def _derive(
-    compose: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], grads: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """Gradients by differentiating the composition; differentiable themselves.
-
-    The inputs are aliased first: where one of them was computed from another, the derivative must stop at each."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        aliases = [None if t is None else t.view_as(t) for t in inputs]
-        outputs = compose(*aliases)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        wanted = [alias for alias, need in zip(aliases, needs) if need]
-        present = [(y, dy) for y, dy in zip(outputs, grads) if dy is not None]
-        found = iter(
-            torch.autograd.grad(
-                [y for y, _ in present],
-                wanted,
-                [dy for _, dy in present],
-                create_graph=again,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if need else None for need in needs]
-
-
-def _composes(*grads: Tensor | None) -> bool:
-    """In a backward pass: whether its result will be differentiated, or is computed under a transform or for a batch of
-    gradients, so that it must be made of torch's ops."""
-    if torch.compiler.is_compiling():
-        return False
-    batched = torch._C._functorch.is_legacy_batchedtensor  # torch.autograd.grad(is_grads_batched=True)
-    return torch.is_grad_enabled() or transforming() or any(batched(g) for g in grads if g is not None)
-
-
 def _spread(grads: Sequence[Tensor], needs: Sequence[bool], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The computed gradients at the positions of the inputs that need them, in the inputs' dtypes."""
     found = iter(grads)
@@ -107,8 +72,8 @@ class GroupNorm(Function):
         *inputs, stats = ctx.saved_tensors
         groups, eps, silu, variant = ctx.options
         needs = ctx.needs_input_grad[:5]
-        if _composes(dy):
-            grads = _derive(lambda *t: compose_group_norm(*t, groups, eps, silu), inputs, needs, [dy])
+        if composes(dy):
+            grads = derive(lambda *t: compose_group_norm(*t, groups, eps, silu), inputs, needs, [dy])
         else:
             found = ops.group_norm_backward.default(dy, *inputs, stats, groups, silu, [int(need) for need in needs], variant)
             grads = _spread(found, needs, inputs)
@@ -139,11 +104,11 @@ class RowNorm(Function):
         inputs = (s, weight, bias)
         if dy is None:  # only the sum was used
             grads = [dsum, None, None]
-        elif _composes(dy, dsum):
+        elif composes(dy, dsum):
             # d/ds of (y, s): x and residual enter through s alone.
             shape = s.shape[s.dim() - dims :]
             compose = lambda s, w, b: (compose_row_norm(s, None, w, b, shape, eps, rms), s)  # noqa: E731
-            grads = _derive(compose, inputs, needs, [dy, dsum])
+            grads = derive(compose, inputs, needs, [dy, dsum])
         else:
             found = ops.row_norm_backward.default(dy, dsum, s, weight, stats, dims, rms, [int(need) for need in needs], variant)
             grads = _spread(found, needs, inputs)
