@@ -11,6 +11,6 @@ namespace dlops {
 DLOPS_API void emulate(const char* family, const void* table);
 
 // The table installed for `family` in this thread, or null. Costs one thread-local read where there is none.
-const void* emulated(const char* family);
+DLOPS_API const void* emulated(const char* family);
 
 }  // namespace dlops

@@ -12,6 +12,8 @@ from dlops._backend import Plan, backend
 from dlops._catalogue import Kernel, kernels
 from dlops._explain import explain
 from dlops._library import cpu_isa, cpu_isas, empty_cache
+from dlops._packed import clear_cache
+from dlops._winograd import winograd
 
 __version__ = "0.1.0"
 
@@ -20,6 +22,7 @@ __all__ = [
     "Plan",
     "accelerate",
     "backend",
+    "clear_cache",
     "cpu_isa",
     "cpu_isas",
     "diffusion",
@@ -32,4 +35,5 @@ __all__ = [
     "reference",
     "restore",
     "study",
+    "winograd",
 ]

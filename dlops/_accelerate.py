@@ -93,13 +93,14 @@ def register(
 def accelerate(model: Any) -> Report:
     """Swaps what dlops has into `model`, in place.
 
-    Modules of the exact types torch.nn.GroupNorm, LayerNorm, RMSNorm, MultiheadAttention, TransformerEncoderLayer and
-    TransformerDecoderLayer (with the stacks of these layers) become ours and share their parameters. A GroupNorm followed
-    by a SiLU within a torch.nn.Sequential, and those within diffusers' ResnetBlock2D, run as one kernel. A transformers
-    model gets the attention implementation "dlops", a diffusers model's attention processors our attention in the place of
-    torch's. A pipeline's scheduler is replaced by ours of the same name (before sampling: its position in a schedule is
-    not taken over). Left alone, with the reason in the report: subclasses, modules with hooks, parametrizations, a
-    replaced `forward`, float64 or quantised parameters. Calling it again changes nothing more.
+    Modules of the exact types torch.nn.Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, Linear, GroupNorm, LayerNorm,
+    RMSNorm, MultiheadAttention, TransformerEncoderLayer and TransformerDecoderLayer (with the stacks of these layers) become
+    ours and share their parameters. A GroupNorm followed by a SiLU within a torch.nn.Sequential, and those within diffusers'
+    ResnetBlock2D, run as one kernel. A transformers model gets the attention implementation "dlops", a diffusers model's
+    attention processors our attention in the place of torch's. A pipeline's scheduler is replaced by ours of the same name
+    (before sampling: its position in a schedule is not taken over). Left alone, with the reason in the report: subclasses,
+    modules with hooks, parametrizations, a replaced `forward`, float64 or quantised parameters. Calling it again changes
+    nothing more.
 
     Args:
         model: a torch.nn.Module or a diffusers pipeline (anything with a dict `components`).
@@ -159,9 +160,10 @@ def _swap(path: str, module: nn.Module) -> Entry | None:
             return None
         what = "parametrized" if hasattr(module, "parametrizations") else f"a subclass of {_name(ancestor)}"
         return Entry(path, _name(kind), None, what)
-    reason = _common_reason(module) or rule.refuse(module)
+    reason = rule.refuse(module)
     if reason == NOT_CONCERNED:
         return None
+    reason = _common_reason(module) or reason
     if reason is not None:
         return Entry(path, _name(kind), None, reason)
     target = _resolve(rule.target)
@@ -293,6 +295,10 @@ def _some(paths: list[str], limit: int = 3) -> str:
     return ", ".join(paths[:limit]) + (f", ... {rest} more" if rest > 0 else "")
 
 
+for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear):
+    register(_kind, f"dlops.nn.{_kind.__name__}")
+# MultiheadAttention's own: it uses the weight and never calls the module.
+register(nn.modules.linear.NonDynamicallyQuantizableLinear, "", refuse=lambda module: NOT_CONCERNED)
 register(nn.GroupNorm, "dlops.nn.GroupNorm")
 register(nn.LayerNorm, "dlops.nn.LayerNorm")
 register(nn.RMSNorm, "dlops.nn.RMSNorm")

@@ -70,6 +70,8 @@ def test_explain_lists_plans_without_running():
 def test_explain_covers_modules_and_leaves_schedulers_alone():
     block = torch.nn.Sequential(dlops.nn.GroupNorm(2, 8, activation="silu"), torch.nn.Conv2d(8, 8, 3))
     assert [p.op for p in dlops.explain(block, torch.randn(1, 8, 6, 6))] == ["group_norm"]
+    dlops.accelerate(block)
+    assert [p.op for p in dlops.explain(block, torch.randn(1, 8, 6, 6))] == ["group_norm", "conv"]
     scheduler = dlops.diffusion.DDIMScheduler()
     scheduler.set_timesteps(10)
     x = torch.randn(1, 4, 8, 8)
@@ -103,7 +105,7 @@ def test_unknown_variant_lists_this_devices():
 
 
 def test_nn_falls_through_to_torch():
-    assert dlops.nn.Conv2d is torch.nn.Conv2d
+    assert dlops.nn.BatchNorm2d is torch.nn.BatchNorm2d
     assert "Transformer" in dir(dlops.nn)
     with pytest.raises(AttributeError, match="Convolution9d"):
         _ = dlops.nn.Convolution9d

@@ -75,7 +75,8 @@ def test_cases_have_unique_names_and_work():
 
 
 def test_unknown_family():
-    with pytest.raises(ValueError, match="family is 'convolution', expected one of attention, diffusion, models, norm"):
+    families = "attention, conv, diffusion, linear, models, norm"
+    with pytest.raises(ValueError, match=f"family is 'convolution', expected one of {families}"):
         bench.cases("convolution")
 
 
@@ -95,6 +96,22 @@ def test_norm_candidates_compute_the_same(case):
 def test_attention_candidates_compute_the_same(case):
     built = case.build(CPU)
     torch.testing.assert_close(built.dlops(), built.stock(), rtol=2e-2, atol=2e-2)
+
+
+SMALL = [case for family in ("conv", "linear") for case in bench.cases(family) if 0 < case.flops < 2e8]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_convolution_candidates_compute_the_same(case):
+    built = case.build(CPU)
+    ours, stock = built.dlops(), built.stock()
+    torch.testing.assert_close(ours, stock, rtol=2e-2, atol=2e-2 * float(stock[0].abs().max()))
+
+
+@pytest.mark.parametrize("case", [c for c in bench.cases("models") if c.baseline == "torch"], ids=lambda case: case.id)
+def test_network_candidates_compute_the_same(case):
+    built = case.build(CPU)
+    torch.testing.assert_close(built.dlops(), built.stock(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("op", ["ddim", "dpm++2m", "euler", "flow_match"])

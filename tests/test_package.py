@@ -13,7 +13,8 @@ import dlops
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = (
-    "accelerate backend cpu_isa diffusion empty_cache explain functional kernels models nn reference restore".split()
+    "accelerate backend clear_cache cpu_isa diffusion empty_cache explain functional kernels models nn reference restore "
+    "winograd".split()
 )
 
 

@@ -30,6 +30,15 @@ std::atomic<int> current{-1};
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
+bool is_amd() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 Isa host_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -15,6 +15,7 @@ constexpr int kIsaLevels = 4;
 
 DLOPS_API const char* isa_name(Isa isa);
 Isa host_isa();                                   // the highest level that this CPU has
+DLOPS_API bool is_amd();                          // whether AMD made this CPU
 DLOPS_API Isa isa();                              // the level in use
 DLOPS_API void set_isa(const std::string& name);  // throws std::invalid_argument
 DLOPS_API std::vector<std::string> host_isas();   // every level that this CPU has, lowest first

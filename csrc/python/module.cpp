@@ -4,11 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
 
 #include "../catalogue.h"
+#include "../conv/refuses.h"
 #include "../cpu/isa.h"
 #include "../cpu/scratch.h"
 #include "../diffusion/cpu.h"
@@ -52,6 +54,44 @@ void emulate_with(const std::optional<std::map<std::string, py::capsule>>& table
     if (!table) throw py::error_already_set();
     emulate(family.c_str(), table);
   }
+}
+
+// The sizes of a convolution by dimension, the last one last; see conv/params.h.
+std::optional<std::string> conv_refusal(bool cuda, const std::string& pass, const std::string& algorithm,
+                                        int64_t channels, int64_t filters, int64_t groups,
+                                        const std::vector<int64_t>& in, const std::vector<int64_t>& out,
+                                        const std::vector<int64_t>& kernel,
+                                        const std::vector<int64_t>& stride,
+                                        const std::vector<int64_t>& padding,
+                                        const std::vector<int64_t>& dilation, const std::string& padding_mode,
+                                        bool channels_last, const std::string& dtype) {
+  auto index = [](const std::string& name, const std::vector<std::string>& names) {
+    const auto at = std::find(names.begin(), names.end(), name);
+    if (at == names.end()) throw std::invalid_argument("conv_refuses: unknown name '" + name + "'");
+    return static_cast<int>(at - names.begin());
+  };
+  ConvProblem p{};
+  p.batch = 1;
+  p.channels = channels;
+  p.filters = filters;
+  p.groups = groups;
+  auto fill = [&](int64_t* to, const std::vector<int64_t>& from, int64_t missing) {
+    for (size_t i = 0; i < 3; i++) to[i] = i + from.size() < 3 ? missing : from[i + from.size() - 3];
+  };
+  fill(p.in, in, 1);
+  fill(p.out, out, 1);
+  fill(p.kernel, kernel, 1);
+  fill(p.stride, stride, 1);
+  fill(p.dilation, dilation, 1);
+  fill(p.padding, padding, 0);
+  p.padding_mode =
+      static_cast<PaddingMode>(index(padding_mode, {"zeros", "reflect", "replicate", "circular"}));
+  p.channels_last = channels_last;
+  p.dtype = static_cast<Dtype>(index(dtype, {"f32", "f16", "bf16"}));
+  p.threads = 1;
+  const std::string why =
+      conv_refuses(cuda, static_cast<ConvPass>(index(pass, {"forward", "data", "weight"})), algorithm, p);
+  return why.empty() ? std::nullopt : std::optional(why);
 }
 
 void math(const std::string& name, const py::object& x, const py::object& out) {
@@ -166,9 +206,14 @@ PYBIND11_MODULE(_C, m) {
         "From now on this thread's CPU tensors go to these tables of CUDA launchers, {family: capsule}, as "
         "_simt.tables() has them; None: to the CPU kernels.");
   m.def(
+      "emulated", [](const std::string& family) { return emulated(family.c_str()) != nullptr; },
+      py::arg("family"), "Whether they do.");
+  m.def("conv_refuses", &conv_refusal, "Why a convolution kernel cannot take a problem; None if it can.");
+  m.def(
       "cpu_isa", [] { return std::string(cpu::isa_name(cpu::isa())); }, "The instruction-set level in use.");
   m.def("set_cpu_isa", &cpu::set_isa, py::arg("name"), "Use another level that this CPU has.");
   m.def("cpu_isas", &cpu::host_isas, "Every level that this CPU has, lowest first.");
+  m.def("cpu_is_amd", [] { return cpu::is_amd(); }, "Whether AMD made this CPU.");
   m.def("empty_cache", &cpu::empty_cache, "Free idle scratch memory; returns the bytes.");
   m.def("math", &math, py::arg("name"), py::arg("x"), py::arg("out"),
         "An elementary function of csrc/cpu/math.h.");

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "../attention/launch.h"
+#include "../conv/launch.h"
 #include "../diffusion/launch.h"
 #include "../norm/launch.h"
 #include "checker.h"
@@ -25,6 +26,7 @@ py::tuple to_tuple(dim3 d) { return py::make_tuple(d.x, d.y, d.z); }
 py::dict tables() {
   py::dict all;
   all["attention"] = py::capsule(&attention_cuda, "dlops.attention");
+  all["conv"] = py::capsule(&conv_cuda, "dlops.conv");
   all["diffusion"] = py::capsule(&diffusion_cuda, "dlops.diffusion");
   all["norm"] = py::capsule(&norm_cuda, "dlops.norm");
   return all;
@@ -39,6 +41,7 @@ py::list catalogue() {
                            py::arg("file") = k->file, py::arg("line") = k->line));
   };
   add(attention_cuda.kernels, attention_cuda.kernel_count);
+  add(conv_cuda.kernels, conv_cuda.kernel_count);
   add(diffusion_cuda.kernels, diffusion_cuda.kernel_count);
   add(norm_cuda.kernels, norm_cuda.kernel_count);
   return rows;

@@ -20,7 +20,7 @@ import torch
 
 from dlops.demo.data import CLASSES, Digits, load_digits
 from dlops.demo.judge import ACCURACY_GOAL, DISTANCE_GOAL, Judge, Verdict
-from dlops.demo.timing import StepTime, compare_loops
+from dlops.demo.timing import NetworkTime, StepTime, compare_kernels, compare_loops
 from dlops.demo.train import NOISE, Recipe, train
 from dlops.models import UNet
 
@@ -119,6 +119,7 @@ def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figu
     timed = {sampler.name.split(",")[0]: (sampler.scheduler, sampler.settings) for sampler in samplers}
     steps, rounds = (5, 1) if quick else (20, 5)
     times = compare_loops(network, timed, GUIDANCE, steps, TIMING_BATCH, rounds)
+    network_time = compare_kernels(network, 2 * max(sampler.count for sampler in samplers), rounds=rounds)
     facts = {
         "seed": seed,
         "quick": quick,
@@ -130,6 +131,7 @@ def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figu
         "drawings": drawings,
         "times": times,
         "timing_steps": steps,
+        "network_time": network_time,
         "training_seconds": training_seconds,
         "total_seconds": time.perf_counter() - start,
     }
@@ -202,6 +204,11 @@ def _print(facts: dict[str, Any], paths: list[Path]) -> None:
                 f"{row.sampler:22}{row.ours_solver:10.1f}{row.theirs_solver:11.1f}"
                 f"{row.theirs_solver / row.ours_solver:7.1f}x{row.ours_step:12.0f}{row.theirs_step:11.0f}"
             )
+    network: NetworkTime = facts["network_time"]
+    print(
+        f"\none pass of the network: {network.ours:.0f} us, on torch's kernels {network.theirs:.0f} us:"
+        f" {network.theirs / network.ours:.2f}x"
+    )
     print(
         f"\ntraining {facts['training_seconds']:.0f} s (goal on 2 cores: {TRAINING_GOAL}),"
         f" in all {facts['total_seconds']:.0f} s (goal: {TOTAL_GOAL}), {torch.get_num_threads()} threads"

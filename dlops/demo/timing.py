@@ -1,4 +1,5 @@
-"""Our sampling loop beside diffusers' loop: the same network, noise and settings, both in turns within one process."""
+"""Our sampling loop beside diffusers' loop, and our kernels beside torch's: the same network, noise and settings, in turns
+within one process."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlops import diffusion
+from dlops import backend, diffusion, explain
 from dlops.demo.train import NOISE
 from dlops.models import UNet
 
@@ -27,6 +28,36 @@ class StepTime:
     ours_step: float
     theirs_solver: float
     theirs_step: float
+
+
+@dataclass(frozen=True)
+class NetworkTime:
+    """Medians over rounds, in microseconds per forward pass; which kernels its ops take, and how often."""
+
+    ours: float
+    theirs: float
+    kernels: dict[str, int]
+
+
+@torch.inference_mode()
+def compare_kernels(network: UNet, batch: int, rounds: int = 20) -> NetworkTime:
+    """One forward pass on `batch` digits, with our kernels where they are the faster ones, and with torch's everywhere."""
+    noise, timestep = torch.randn(batch, 1, 8, 8), torch.tensor(500)
+    labels = torch.arange(batch) % network.null_class
+    seconds: dict[str, list[float]] = {"auto": [], "torch": []}
+    for turn in range(rounds + 2):
+        for name, samples in seconds.items():
+            with backend(name):
+                start = time.perf_counter()
+                network(noise, timestep, labels)
+                if turn > 1:  # the first turns warm up
+                    samples.append(time.perf_counter() - start)
+    kernels: dict[str, int] = {}
+    for plan in explain(network, noise, timestep, labels):
+        name = f"{plan.op} ({plan.variant or plan.uses})"
+        kernels[name] = kernels.get(name, 0) + 1
+    ours, theirs = (1e6 * statistics.median(samples) for samples in seconds.values())
+    return NetworkTime(ours, theirs, kernels)
 
 
 def compare_loops(

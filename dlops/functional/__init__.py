@@ -9,6 +9,15 @@ from dlops.functional.attention import (
     merge_attention,
     scaled_dot_product_attention,
 )
+from dlops.functional.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    linear,
+)
 from dlops.functional.diffusion import STEP_COLUMNS, add_noise, diffusion_step, randn
 from dlops.functional.norm import group_norm, layer_norm, rms_norm
 from dlops.functional.rotary import apply_rotary
@@ -19,9 +28,16 @@ __all__ = [
     "apply_rotary",
     "attention_decode",
     "attention_varlen",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "diffusion_step",
     "group_norm",
     "layer_norm",
+    "linear",
     "merge_attention",
     "randn",
     "rms_norm",

@@ -8,6 +8,22 @@ import torch.nn as _torch_nn
 
 from dlops.nn.attention import MultiheadAttention
 from dlops.nn.cache import KVCache
+from dlops.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvBiasAct,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+)
+from dlops.nn.linear import LazyLinear, Linear
 from dlops.nn.norm import GroupNorm, GroupNormSiLU, LayerNorm, RMSNorm
 from dlops.nn.positions import ALiBi, LearnedPositions, RotaryPositions, SinusoidalPositions, alibi_slopes
 from dlops.nn.transformer import (
@@ -20,11 +36,26 @@ from dlops.nn.transformer import (
 
 __all__ = [
     "ALiBi",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvBiasAct",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "GroupNorm",
     "GroupNormSiLU",
     "KVCache",
     "LayerNorm",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyLinear",
     "LearnedPositions",
+    "Linear",
     "MultiheadAttention",
     "RMSNorm",
     "RotaryPositions",

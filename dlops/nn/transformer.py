@@ -18,6 +18,7 @@ from torch import Tensor
 from dlops import _backend
 from dlops.functional._attention import autocasts
 from dlops.nn.attention import MultiheadAttention, attend_packed, is_small
+from dlops.nn.linear import Linear
 from dlops.nn.norm import LayerNorm
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -32,7 +33,8 @@ def _untouched(module: nn.Module) -> bool:
 def _feed_forward(layer: Any, x: Tensor, last: nn.Dropout) -> Tensor:
     """linear2(dropout(activation(linear1(x)))) and the last dropout; ReLU in the place of its input, which nobody else has."""
     hidden, activation = layer.linear1(x), layer.activation
-    if activation is F.relu and type(layer.linear1) is nn.Linear and _untouched(layer.linear1):
+    linear = type(layer.linear1) in (nn.Linear, Linear) and getattr(layer.linear1, "activation", None) is None
+    if activation is F.relu and linear and _untouched(layer.linear1):
         hidden = F.relu(hidden, inplace=True)
     else:
         hidden = activation(hidden)

@@ -19,7 +19,10 @@ from dlops.study import _runner
 from dlops.study._report import Index, Report, make_launches, make_trace
 
 #: The functional op behind a catalogue op of another name.
-_FUNCTIONAL = {"row_norm": "layer_norm", "diffusion_reduce": "diffusion_step"}
+_FUNCTIONAL = {"row_norm": "layer_norm", "diffusion_reduce": "diffusion_step", "conv": "conv2d"}
+
+#: The op whose gradient a catalogue op computes, where its name does not end in "_backward".
+_GRADIENT_OF = {"conv_data": "conv", "conv_weight": "conv"}
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,9 @@ def _resolve(
             f"emulate: unknown op or kernel {name!r}: there are the ops {', '.join(sorted(ops))} "
             f"and the kernels {', '.join(sorted(set(kernels) - set(ops)))}"
         )
-    op = kernels[name]["op"].removesuffix("_backward")
-    if op != kernels[name]["op"] and not has_grad:
+    of = kernels[name]["op"]
+    op = _GRADIENT_OF.get(of, of.removesuffix("_backward"))
+    if op != of and not has_grad:
         raise ValueError(f"emulate: {name} is a backward kernel: give grad=, and tensors that require grad")
     fn = ops[_FUNCTIONAL.get(op, op)]
     if "variant" in inspect.signature(fn).parameters:

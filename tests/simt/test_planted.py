@@ -9,13 +9,16 @@ import pytest
 
 from dlops.study import planting
 from tests.attention import planted as attention
+from tests.conv import planted_cuda, planted_implicit
 from tests.diffusion import planted as diffusion
 from tests.norm import planted as norm
 from tests.simt.bugs import TOLERANCE, symptom
 
 race = pytest.importorskip("dlops._simt_race", reason="the race build of the simt runner is not built")
 
-BUGS = [*attention.BUGS, *diffusion.BUGS, *norm.BUGS]
+FAMILIES = (attention, planted_cuda, planted_implicit, diffusion, norm)
+BUGS = [bug for family in FAMILIES for bug in family.BUGS]
+TOLERANCES = attention.TOLERANCES | planted_implicit.TOLERANCES
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,6 @@ def test_is_caught(modules, bug):
     print(f"{bug.name}: {found}")
 
 
-@pytest.mark.parametrize("call", [*attention.CALLS, *diffusion.CALLS, *norm.CALLS], ids=lambda call: call.__name__)
+@pytest.mark.parametrize("call", [call for family in FAMILIES for call in family.CALLS], ids=lambda call: call.__name__)
 def test_clean(call):
-    assert symptom(call, lambda: race, attention.TOLERANCES.get(call, TOLERANCE)) is None
+    assert symptom(call, lambda: race, TOLERANCES.get(call, TOLERANCE)) is None

@@ -2,15 +2,24 @@
 
 from dlops.bench.cases._case import Candidates, Case
 from dlops.bench.cases.attention import attention_cases
+from dlops.bench.cases.conv import conv_cases
 from dlops.bench.cases.diffusion import diffusion_cases
+from dlops.bench.cases.linear import linear_cases
 from dlops.bench.cases.models import model_cases
 from dlops.bench.cases.norm import norm_cases
 
-FAMILIES = {"attention": attention_cases, "diffusion": diffusion_cases, "models": model_cases, "norm": norm_cases}
+FAMILIES = {
+    "attention": attention_cases,
+    "conv": conv_cases,
+    "diffusion": diffusion_cases,
+    "linear": linear_cases,
+    "models": model_cases,
+    "norm": norm_cases,
+}
 
 
 def cases(family: str | None = None) -> list[Case]:
-    """Cases of one family ("attention", "diffusion", "models", "norm"), or of all.
+    """Cases of one family ("attention", "conv", "diffusion", "linear", "models", "norm"), or of all.
 
     Raises:
         ValueError: unknown family.

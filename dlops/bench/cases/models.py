@@ -1,5 +1,5 @@
-"""Whole models of the transformers and diffusers packages, as they come and after `dlops.accelerate`: two layers each of the
-published widths, random weights, evaluation. Packages that are not installed have no cases."""
+"""Whole models, as they come and after `dlops.accelerate`, with random weights: convolutional networks, in evaluation and in
+training; two layers each of models of the transformers and diffusers packages, where these are installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dlops.bench.cases._case import Candidates, Case
+from dlops.bench.cases._networks import NETWORKS, TRAINED
 
 Made = tuple[torch.nn.Module, dict[str, torch.Tensor]]
 
@@ -68,31 +69,75 @@ MODELS = {
 
 
 def model_cases() -> list[Case]:
-    return [
+    networks = [
+        Case("models", name, shape, torch.float32, _build(_network(name)), flops=0, bytes=0, compile=name == "resnet18")
+        for name, (_, shape, _) in NETWORKS.items()
+    ]
+    trained = [
+        Case("models", f"{name}.training", NETWORKS[name][1], torch.float32, _build_training(name), flops=0, bytes=0)
+        for name in TRAINED
+    ]
+    others = [
         Case("models", name, shape, torch.float32, _build(make), flops=0, bytes=0, baseline=package)
         for name, (package, make, shape) in MODELS.items()
         if importlib.util.find_spec(package)
     ]
+    return [*networks, *trained, *others]
+
+
+def _network(name: str) -> Callable[[], Made]:
+    make, shape, layout = NETWORKS[name]
+    return lambda: (make().to(memory_format=layout), {"input": torch.randn(shape).to(memory_format=layout)})
+
+
+def _pair(make: Callable[[], Made], device: torch.device) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    """The model as it comes, an accelerated copy, and the inputs."""
+    import dlops
+
+    torch.manual_seed(0)
+    model, inputs = make()
+    stock = model.to(device)
+    ours = copy.deepcopy(stock)
+    dlops.accelerate(ours)
+    return stock, ours, {name: value.to(device) for name, value in inputs.items()}
 
 
 def _build(make: Callable[[], Made]) -> Callable[[torch.device], Candidates]:
     def build(device: torch.device) -> Candidates:
-        import dlops
-
-        torch.manual_seed(0)
-        model, inputs = make()
-        stock = model.eval().to(device)
-        ours = copy.deepcopy(stock)
-        dlops.accelerate(ours)
-        inputs = {name: value.to(device) for name, value in inputs.items()}
+        stock, ours, inputs = _pair(make, device)
 
         def call(network: Any) -> Callable[[], object]:
+            network.eval()
+
             def run() -> object:
                 with torch.no_grad():
-                    return network(**inputs)
+                    return network(*inputs.values()) if "input" in inputs else network(**inputs)
 
             return run
 
-        return Candidates(dlops=call(ours), stock=call(stock))
+        return Candidates(dlops=call(ours), stock=call(stock), compilable=call(stock) if "input" in inputs else None)
+
+    return build
+
+
+def _build_training(name: str) -> Callable[[torch.device], Candidates]:
+    """Forward, backward and an optimiser's step."""
+
+    def build(device: torch.device) -> Candidates:
+        stock, ours, inputs = _pair(_network(name), device)
+
+        def step(network: Any) -> Callable[[], object]:
+            optimiser = torch.optim.SGD(network.parameters(), 1e-4)
+
+            def run() -> object:
+                optimiser.zero_grad()
+                loss = network(inputs["input"]).square().mean()
+                loss.backward()
+                optimiser.step()
+                return loss.detach()
+
+            return run
+
+        return Candidates(dlops=step(ours), stock=step(stock))
 
     return build

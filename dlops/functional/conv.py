@@ -1,0 +1,377 @@
+"""Convolutions and the linear layer with what usually follows them: bias, a residual, an activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlops import _C, _backend, _winograd
+from dlops._backend import Plan, choose, transforming
+from dlops._explain import make_plan
+from dlops._library import has_cuda_kernels, ops
+from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, run
+from dlops.functional._checks import check_optional, check_tensors, supported_tensor
+from dlops.functional._conv import decide
+
+Ints = int | tuple[int, ...]
+
+#: On the CPU a call of our op costs some microseconds more than one of torch's: below this many multiplications (as if the
+#: stride were 1) torch is the faster one.
+SMALL = 1 << 20
+
+
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1,
+    groups: int = 1, *, activation: str | None = None, residual: Tensor | None = None, padding_mode: str = "zeros",
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv1d`` of [N, C, L]; see :func:`conv2d`. A view [N, C, L] of [N, L, C] stays in that order."""
+    return _convolve(
+        "conv1d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
+    )
+
+
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1,
+    groups: int = 1, *, activation: str | None = None, residual: Tensor | None = None, padding_mode: str = "zeros",
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv2d``, then ``activation(result + residual)`` in the same pass.
+
+    A cross-correlation (Dumoulin & Visin 2016, chapter 2): ``y[n, o, q] = sum_ck w[o, c, k] x[n, c, q stride - padding + k
+    dilation]``. 3x3 kernels with stride 1 may be computed by Winograd's minimal filtering (Lavin & Gray 2015): see
+    :class:`dlops.winograd` for what that means for the error.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], contiguous or channels_last; other layouts are copied first.
+        weight: [O, C / groups, kh, kw]. bias: [O] or None.
+        stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``; padding may be "same" or "valid".
+        activation: None, "relu", "silu", "gelu" (by erf), "tanh" or "sigmoid".
+        residual: added before the activation; of the result's shape.
+        padding_mode: "zeros", "reflect", "replicate" or "circular": how the input goes on past its edges.
+        variant: "naive", "direct", "gemm" (1x1), "winograd", "winograd_f2", "depthwise" or "grouped" on the CPU; "naive",
+            "shared", "winograd" (F(2x2)), "depthwise" or "implicit_gemm" on CUDA. None: the fastest.
+        out: receives the result; of its shape and dtype, contiguous or channels_last. Not differentiable.
+
+    Returns:
+        Tensor: [N, O, H', W'] (or without N), channels_last where input or weight is, as torch's.
+
+    Raises:
+        What ``torch.nn.functional.conv2d`` raises for the same arguments, and
+        TypeError: an argument that must be a tensor is none.
+        ValueError: an unknown activation, padding_mode or variant; a variant that cannot compute this convolution; a residual or
+        out that does not fit.
+    """
+    return _convolve(
+        "conv2d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
+    )
+
+
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1,
+    groups: int = 1, *, activation: str | None = None, residual: Tensor | None = None, padding_mode: str = "zeros",
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv3d`` of [N, C, D, H, W]; see :func:`conv2d`."""
+    return _convolve(
+        "conv3d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
+    )
+
+
+def conv_transpose1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0, output_padding: Ints = 0,
+    groups: int = 1, dilation: Ints = 1, *, activation: str | None = None, residual: Tensor | None = None,
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv_transpose1d`` of [N, C, L]; see :func:`conv_transpose2d`."""
+    return _convolve(
+        "conv_transpose1d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
+        variant, out,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0, output_padding: Ints = 0,
+    groups: int = 1, dilation: Ints = 1, *, activation: str | None = None, residual: Tensor | None = None,
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv_transpose2d``, then ``activation(result + residual)`` in the same pass.
+
+    The adjoint in x of the convolution with the same weight (Dumoulin & Visin 2016, chapter 4).
+
+    Args:
+        input: [N, C, H, W] or [C, H, W]. weight: [C, O / groups, kh, kw]. bias: [O] or None.
+        stride, padding, output_padding, groups, dilation: as in ``torch.nn.functional.conv_transpose2d``.
+        activation, residual, variant, out: as in :func:`conv2d`.
+
+    Returns:
+        Tensor: [N, O, H', W'], H' = (H - 1) stride - 2 padding + dilation (kh - 1) + output_padding + 1.
+
+    Raises:
+        As :func:`conv2d`.
+    """
+    return _convolve(
+        "conv_transpose2d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
+        variant, out,
+    )  # fmt: skip
+
+
+def conv_transpose3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0, output_padding: Ints = 0,
+    groups: int = 1, dilation: Ints = 1, *, activation: str | None = None, residual: Tensor | None = None,
+    variant: str | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.conv_transpose3d`` of [N, C, D, H, W]; see :func:`conv_transpose2d`."""
+    return _convolve(
+        "conv_transpose3d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
+        variant, out,
+    )  # fmt: skip
+
+
+def _known(sizes: Any) -> tuple[int, ...]:
+    """A graph is compiled for the sizes that the choice of a kernel depends on: all but the batch."""
+    return tuple(len(range(size)) for size in sizes)  # int(size) would leave a symbolic one symbolic
+
+
+def _hashable(value: Any) -> Any:
+    """An option as a constant: a list as a tuple; while a graph is compiled, a symbolic number as the one that it stands for."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(v) for v in value)
+    if torch.compiler.is_compiling() and type(value) is int and value >= 0:
+        return len(range(value))
+    return value
+
+
+def _unsupported(input: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
+    """Why our kernels cannot take these tensors, whatever the sizes; None if they can."""
+    for t in others:
+        if t is not None and t.device != input.device:
+            return f"tensors on {input.device} and {t.device}"
+        if t is not None and t.dtype is not input.dtype:
+            return f"a parameter of {t.dtype} with an input of {input.dtype}"
+    reason = supported_tensor(input, others, has_cuda_kernels)
+    if reason is None and transforming():
+        reason = "inside a torch.func transform or forward-mode AD"
+    return reason
+
+
+def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """torch's rule: under autocast convolutions and linear layers run in the type that it names."""
+    device = tensors[0].device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensors
+    wanted = torch.get_autocast_dtype(device)
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(t.to(wanted) if t is not None and t.dtype in kinds else t for t in tensors)
+
+
+def _machine(device: str) -> tuple[str, str]:
+    """The device whose kernels run, and the CPU's instruction-set level: "simt" where its tensors go to the simt runner."""
+    if device == "cpu" and _C.emulated("conv"):
+        return "cuda", "simt"
+    return device, _C.cpu_isa()
+
+
+_machine._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile runs it instead of tracing it
+
+
+def _is_channels_last(x: Tensor, w: Tensor) -> bool:
+    """torch's rule for the result's layout: channels_last where input or weight is. In 1-D the input alone counts, for torch has
+    no such weights."""
+    if x.is_contiguous() and w.is_contiguous():
+        return False
+    return _suggests_channels_last(x) or (x.dim() > 3 and _suggests_channels_last(w))
+
+
+def _suggests_channels_last(t: Tensor) -> bool:
+    """Strides that grow C, W, H, D, N. Where sizes of 1 leave it open, the answer is no."""
+    if t.is_contiguous() or t.shape[1] == 0:
+        return False
+    least = 0
+    for d in (1, *range(t.dim() - 1, 1, -1)):
+        if t.shape[d] == 0 or t.stride(d) < least:
+            return False
+        least = t.stride(d) * t.shape[d]
+    return t.shape[0] < 2 or t.stride(0) >= least
+
+
+def _where(x: Tensor, w: Tensor, variant: str | None, plain: bool) -> tuple[Any, ...]:
+    """The fields of a Where."""
+    grad = torch.is_grad_enabled()
+    return (
+        *_machine(x.device.type),
+        _is_channels_last(x, w),
+        _backend._current,
+        variant,
+        _winograd._current,
+        plain,
+        grad and x.requires_grad,
+        grad and w.requires_grad,
+        1 if torch.compiler.is_compiling() or x.shape[0] < 4 else 4 if x.shape[0] < 8 else 8,
+    )
+
+
+def _convolve(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    output_padding: Any,
+    activation: str | None,
+    residual: Tensor | None,
+    padding_mode: str,
+    variant: str | None,
+    out: Tensor | None,
+    owner: Tensor | None = None,
+) -> Tensor:
+    """owner: the parameter behind `weight`, where that is a view."""
+    plain = activation is None and residual is None and padding_mode == "zeros"
+    if plain and variant is None and out is None and _is_small(input, weight, groups):
+        return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+    check_tensors(op, ("input", input), ("weight", weight))
+    check_optional(op, ("bias", bias), ("residual", residual), ("out", out))
+    spatial = 1 if op == "linear" else int(op[-2])
+    if input.dim() == spatial + 1 and weight.dim() == spatial + 2:
+        one = lambda t: None if t is None else t.unsqueeze(0)  # noqa: E731
+        y = _convolve(
+            op, one(input), weight, bias, stride, padding, dilation, groups, output_padding, activation, one(residual),
+            padding_mode, variant, one(out), owner,
+        )  # fmt: skip
+        return y.squeeze(0) if out is None else out
+    owner = weight if owner is None else owner
+    input, weight, bias, residual = _autocast((input, weight, bias, residual))
+    dtypes = (input.dtype, weight.dtype) + (() if bias is None else (bias.dtype,))
+    sizes = _known if torch.compiler.is_compiling() else tuple
+    signature = (  # a Signature
+        op, sizes(input.shape[1:]), sizes(weight.shape), None if bias is None else sizes(bias.shape), dtypes, _hashable(stride),
+        _hashable(padding), _hashable(dilation), _hashable(groups), _hashable(output_padding), padding_mode, activation,
+    )  # fmt: skip
+    where = _where(input, weight, variant, plain and out is None)
+    try:
+        d = decide(signature, where)
+    except (RuntimeError, TypeError):
+        if padding_mode == "zeros":  # torch's own words, about the tensors that came
+            _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+        raise
+    shape = (input.shape[0], *d.result)
+    for name, t in (("residual", residual), ("out", out)):
+        if t is not None and tuple(t.shape) != shape:
+            raise ValueError(f"{op}: {name} has shape {list(t.shape)}, expected {list(shape)}")
+    tensors = (input, weight, bias, residual)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if out is not None and needs_grad:
+        raise RuntimeError(f"{op}: out= is not differentiable, but an input requires grad")
+
+    def plan(use: bool, reason: str) -> Plan:
+        kind = "conv_data" if d.geometry.transposed else "conv"
+        traffic = input.element_size() * (input.numel() + weight.numel() + input.shape[0] * _product(d.result))
+        work = d.flops * input.shape[0]
+        return make_plan(kind, use, reason, device=torch.device(where[0]), variant=d.passes.result, flops=work, bytes=traffic)
+
+    unsupported = _unsupported(input, (weight, bias, residual)) or d.unsupported
+    if unsupported is None and input.numel() == 0 and input.shape[0] != 0:
+        unsupported = "an input without channels"
+    ours = choose(op, unsupported, plan, d.slower)
+    if not ours and (unsupported is not None or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"):
+        if plain:
+            y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+        else:
+            y = compose_conv(*tensors, d.geometry)
+        return y if out is None else out.copy_(y)
+    g, passes = d.geometry, d.passes
+    if needs_grad:
+        frozen = not (owner.requires_grad or torch.compiler.is_compiling())
+        return Convolution.apply(*tensors, g, passes, (owner,) if frozen else ())
+    if torch.compiler.is_compiling():
+        y = ops.convolution.default(
+            *tensors, *flat(g), passes.result, passes.channels_last
+        )
+        return y if out is None else out.copy_(y)
+    if out is None:
+        return run(*tensors, g, passes.result, passes.channels_last, owner)
+    if g.transposed:
+        return out.copy_(run(*tensors, g, passes.result, passes.channels_last, owner))
+    ops.conv_out.default(
+        input, weight, None, bias, residual, g.stride, g.padding, g.dilation, g.groups, g.padding_mode, g.activation,
+        passes.result, out,
+    )  # fmt: skip
+    return out
+
+
+def _theirs(
+    op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
+    output_padding: Any,
+) -> Tensor:  # fmt: skip
+    theirs = getattr(F, "conv1d" if op == "linear" else op)
+    if output_padding is not None:
+        return theirs(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return theirs(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _is_small(input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the call is all overhead: torch's own function is then one step away."""
+    return (
+        type(input) is Tensor
+        and input.dtype is not torch.float16
+        and input.is_cpu
+        and _backend._current == "auto"
+        and _backend._recorder is None
+        and isinstance(weight, Tensor)
+        and input.numel() * weight.numel() < SMALL * weight.shape[1] * groups
+    )
+
+
+def _product(values: tuple[int, ...]) -> int:
+    total = 1
+    for value in values:
+        total *= value
+    return total
+
+
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None,
+    residual: Tensor | None = None, variant: str | None = None,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.linear``, then ``activation(result + residual)`` in the same pass.
+
+    Args:
+        input: [..., K]. weight: [M, K]. bias: [M] or None.
+        activation: None, "relu", "silu", "gelu" (by erf), "tanh" or "sigmoid".
+        residual: [..., M], added before the activation.
+        variant: "naive", "direct" or "gemm" on the CPU; "naive", "shared" or "implicit_gemm" on CUDA. None: the fastest.
+
+    Returns:
+        Tensor: [..., M].
+
+    Raises:
+        What ``torch.nn.functional.linear`` raises, and
+        TypeError: an argument that must be a tensor is none.
+        ValueError: an unknown activation or variant, a residual that does not fit.
+    """
+    check_tensors("linear", ("input", input), ("weight", weight))
+    check_optional("linear", ("bias", bias), ("residual", residual))
+    plain = activation is None and residual is None and variant is None
+    if plain and _backend._current != "dlops" and _backend._recorder is None:
+        return F.linear(input, weight, bias)
+    if input.dim() < 1 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
+        return F.linear(input, weight, bias)  # which says what is wrong
+    shape = (*input.shape[:-1], weight.shape[0])
+    if residual is not None and tuple(residual.shape) != shape:
+        raise ValueError(f"linear: residual has shape {list(residual.shape)}, expected {list(shape)}")
+    if input.numel() == 0 or weight.numel() == 0:
+        y = F.linear(input, weight, bias)
+        return ACTIVATIONS[activation or "none"](y if residual is None else y + residual)
+    # [..., K] is a 1-D image of one sample whose pixels are the rows, its channels side by side.
+    rows = lambda t: None if t is None else t.reshape(-1, t.shape[-1]).t().unsqueeze(0)  # noqa: E731
+    y = _convolve(
+        "linear", rows(input), weight.unsqueeze(-1), bias, 1, 0, 1, 1, None, activation, rows(residual), "zeros", variant, None,
+        weight,
+    )  # fmt: skip
+    return y.squeeze(0).t().reshape(shape)
