@@ -19,7 +19,7 @@ DLOPS_INLINE Vec gelu(Vec x) {
 DLOPS_INLINE Vec activate(Vec x, Activation activation) {
   switch (activation) {
     case Activation::none: return x;
-    case Activation::relu: return select((x > zero()) | (x != x), x, zero());  // NaN stays
+    case Activation::relu: return select((x > zero()) | (x != x), x, zero());              // NaN stays
     case Activation::silu: return select((x > set1(-104.f)) | (x != x), silu(x), zero());  // 0 at -Inf
     case Activation::gelu: return gelu(x);
     case Activation::tanh: return tanh(x);

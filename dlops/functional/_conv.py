@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from dlops import _C
-from dlops._library import has_cuda_kernels
+from dlops._library import _C, has_cuda_kernels
 from dlops._ops.conv import ACTIVATIONS, TORCH, Geometry, Passes, Sizes, in_size
 from dlops.functional import _conv_rules
 
@@ -74,17 +73,25 @@ class Decision(NamedTuple):
 
 
 def decide(signature: tuple[Any, ...], where: tuple[Any, ...]) -> Decision:
-    """The kernels of every pass. The arguments are the fields of a Signature and of a Where: plain tuples, which
-    torch.compile takes for constants.
+    """The kernels of every pass. The arguments are the fields of a Signature and of a Where.
 
     Raises:
         What torch raises for the same arguments: its own function is asked.
         ValueError: an activation, padding_mode or variant that does not exist.
     """
-    return _decide(signature, where)
+    if not torch.compiler.is_compiling():
+        return _decide(signature, where)
+    geometry, passes, *rest = _constants(signature, where)
+    return Decision(Geometry(*geometry), Passes(*passes), *rest)
 
 
-decide._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile runs it instead of tracing it
+def _constants(signature: tuple[Any, ...], where: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A Decision in plain tuples, which torch.compile takes for constants."""
+    geometry, passes, *rest = _decide(signature, where)
+    return tuple(geometry), tuple(passes), *rest
+
+
+_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile runs it instead of tracing it
 
 
 @functools.lru_cache(maxsize=4096)

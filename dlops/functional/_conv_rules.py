@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from dlops import _C
+from dlops._library import _C
 
 
 class Call(NamedTuple):
@@ -121,6 +121,8 @@ def _depthwise(c: Call) -> str | None:
 
 
 def _grouped(c: Call) -> str | None:
+    if c.groups == 1:
+        return "a single group of few channels: torch's direct kernels are as fast or faster"
     if c.kind == "data" and c.channels // c.groups > 4 and c.channels_last:
         return "more than 4 channels per group in channels_last: parity at best"
     return None

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlops import _C, _backend, _winograd
+from dlops import _backend, _winograd
 from dlops._backend import Plan, choose, transforming
 from dlops._explain import make_plan
-from dlops._library import has_cuda_kernels, ops
+from dlops._library import _C, has_cuda_kernels, ops
 from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, run
 from dlops.functional._checks import check_optional, check_tensors, supported_tensor
 from dlops.functional._conv import decide
@@ -233,8 +233,13 @@ def _convolve(
 ) -> Tensor:
     """owner: the parameter behind `weight`, where that is a view."""
     plain = activation is None and residual is None and padding_mode == "zeros"
-    if plain and variant is None and out is None and _is_small(input, weight, groups):
-        return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+    key = None
+    if plain and variant is None and out is None and _is_free(input, weight):
+        if _is_small(input, weight, groups):
+            return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+        key = _key(op, input, weight, bias, stride, padding, dilation, groups)
+        if key in _handed_over:
+            return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
     check_tensors(op, ("input", input), ("weight", weight))
     check_optional(op, ("bias", bias), ("residual", residual), ("out", out))
     spatial = 1 if op == "linear" else int(op[-2])
@@ -282,6 +287,8 @@ def _convolve(
     if not ours and (unsupported is not None or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"):
         if plain:
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+            if key is not None and unsupported is None:
+                _remember(key)
         else:
             y = compose_conv(*tensors, d.geometry)
         return y if out is None else out.copy_(y)
@@ -315,17 +322,46 @@ def _theirs(
     return theirs(input, weight, bias, stride, padding, dilation, groups)
 
 
-def _is_small(input: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the call is all overhead: torch's own function is then one step away."""
+#: Calls that `auto` has handed over to torch before, by `_key`: the next one is handed over without asking again.
+_handed_over: set[Any] = set()
+_MOST_HANDED_OVER = 4096
+
+
+def _key(
+    op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Any:  # fmt: skip
+    """What the choice depends on; None where it cannot be a key."""
+    if torch.compiler.is_compiling():
+        return None
+    grad = torch.is_grad_enabled()
+    key = (
+        op, input.shape, weight.shape, input.dtype, bias is None, stride, padding, dilation, groups, input.is_contiguous(),
+        weight.is_contiguous(), grad and input.requires_grad, grad and weight.requires_grad, _winograd._current,
+    )  # fmt: skip
+    try:
+        hash(key)
+    except TypeError:  # lists
+        return None
+    return key
+
+
+def _is_free(input: Tensor, weight: Tensor) -> bool:
+    """Whether nobody asks for one implementation or for an explanation."""
     return (
-        type(input) is Tensor
-        and input.dtype is not torch.float16
-        and input.is_cpu
-        and _backend._current == "auto"
-        and _backend._recorder is None
-        and isinstance(weight, Tensor)
-        and input.numel() * weight.numel() < SMALL * weight.shape[1] * groups
+        _backend._current == "auto" and _backend._recorder is None and type(input) is Tensor and isinstance(weight, Tensor)
     )
+
+
+def _remember(key: Any) -> None:
+    if len(_handed_over) >= _MOST_HANDED_OVER:
+        _handed_over.clear()
+    _handed_over.add(key)
+
+
+def _is_small(input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the call is all overhead."""
+    few = input.numel() * weight.numel() < SMALL * weight.shape[1] * groups
+    return few and input.is_cpu and input.dtype is not torch.float16
 
 
 def _product(values: tuple[int, ...]) -> int:
