@@ -46,23 +46,6 @@ DLOPS_INLINE void stage_weights(const T* w, int64_t filter_stride, int64_t filte
       store(stage[f] + k, n == kLanes ? load(from) : n ? load_part(from, static_cast<int>(n)) : zero());
     }
 }
-// The data pass is a convolution whose filters are w's channels and whose channels are w's filters, rotated by half a turn:
-// w'[f, c, k] = w[c, f, 8 - k]. Here filter_stride is still that of w, so of a channel of w'.
-template <class T>
-DLOPS_INLINE void stage_mirrored(const T* w, int64_t filter_stride, int64_t filters, int64_t channels,
-                                 float (&stage)[kLanes][kLanes * 9]) {
-  float run[kLanes * 9];
-  for (int64_t c = 0; c < kLanes; c++) {
-    for (int64_t k = 0; k < kLanes * 9; k += kLanes) {
-      const int64_t n = c < channels ? larger(smaller(filters * 9 - k, kLanes), 0) : 0;
-      const T* from = w + c * filter_stride + k;
-      store(run + k, n == kLanes ? load(from) : n ? load_part(from, static_cast<int>(n)) : zero());
-    }
-    for (int64_t f = 0; f < kLanes; f++)
-      for (int64_t k = 0; k < 9; k++) stage[f][c * 9 + k] = run[f * 9 + 8 - k];
-  }
-}
-
 // From lanes of (channel, tap) to lanes of filters: turned [kLanes channels * 9][kLanes].
 DLOPS_INLINE void turn_weights(const float (&stage)[kLanes][kLanes * 9],
                                float (&turned)[kLanes * 9][kLanes]) {
@@ -73,6 +56,31 @@ DLOPS_INLINE void turn_weights(const float (&stage)[kLanes][kLanes * 9],
     transpose(v);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; i++) store(turned[k + i], v[i]);
+  }
+}
+
+// The data pass is a convolution whose filters are w's channels and whose channels are w's filters, rotated by half a turn:
+// w'[f, c, k] = w[c, f, 8 - k]. The taps of the filters of a channel c lie side by side, so its turned weights are transposes
+// of what is there. `stride` is that of w's filters, so of the channels of w'.
+template <class T>
+DLOPS_INLINE void turn_mirrored(const T* w, int64_t stride, int64_t filters, int64_t channels,
+                                float (&turned)[kLanes * 9][kLanes]) {
+  float run[kLanes * 9 + kLanes] = {};  // the last filter's loads reach past its taps
+  for (int64_t c = 0; c < channels; c++) {
+    for (int64_t k = 0; k < kLanes * 9; k += kLanes) {
+      const int64_t n = larger(smaller(filters * 9 - k, kLanes), 0);
+      const T* from = w + c * stride + k;
+      store(run + k, n == kLanes ? load(from) : n ? load_part(from, static_cast<int>(n)) : zero());
+    }
+    for (int tap = 0; tap < 9; tap += kLanes) {
+      Vec v[kLanes];
+#pragma GCC unroll 16
+      for (int f = 0; f < kLanes; f++) v[f] = load(run + f * 9 + tap);
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; i++)
+        if (tap + i < 9) store(turned[c * 9 + 8 - tap - i], v[i]);
+    }
   }
 }
 
@@ -106,16 +114,15 @@ __attribute__((noinline)) void pack_weights(const ConvProblem& p, const T* w, bo
     for (int64_t f = 0; f < filters; f += kLanes) {
       const int64_t panel = f / kPanel * kPanel, width = layout.panel_width(panel);
       for (int64_t c = 0; c < channels; c += kLanes) {
-        if (mirrored)
-          stage_mirrored(w + (c * filters + f) * 9, filters * 9, smaller(filters - f, kLanes),
-                         smaller(channels - c, kLanes), stage);
-        else
-          stage_weights(w + (f * channels + c) * 9, channels * 9, smaller(filters - f, kLanes),
-                        smaller(channels - c, kLanes), stage);
-        turn_weights(stage, turned);
+        const int64_t n = smaller(filters - f, kLanes), m = smaller(channels - c, kLanes);
+        if (mirrored) {
+          turn_mirrored(w + (c * filters + f) * 9, filters * 9, n, m, turned);
+        } else {
+          stage_weights(w + (f * channels + c) * 9, channels * 9, n, m, stage);
+          turn_weights(stage, turned);
+        }
         float* to = packed + layout.at(g, 0, panel) + c * width + f - panel;
-        for (int64_t i = 0; i < smaller(channels - c, kLanes); i++)
-          transform_weights<Tile>(turned[i * 9], to + i * width, layout.plane);
+        for (int64_t i = 0; i < m; i++) transform_weights<Tile>(turned[i * 9], to + i * width, layout.plane);
       }
     }
 }

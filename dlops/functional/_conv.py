@@ -264,8 +264,8 @@ class _Choice:
     def _call(self, kind: str, kernel: str) -> _conv_rules.Call:
         z, w = self.sizes, self.where
         return _conv_rules.Call(
-            kind, kernel, self.s.transposed, self.dtype, z.channels, z.filters, z.groups, z.x, z.y, z.kernel, self.g.stride,
-            w.channels_last, w.batch, w.grad_weight, w.device, w.isa,
+            self.s.op, kind, kernel, self.s.transposed, self.dtype, z.channels, z.filters, z.groups, z.x, z.y, z.kernel,
+            self.g.stride, w.channels_last, w.batch, w.grad_weight, w.device, w.isa,
         )  # fmt: skip
 
     def _check_variant(self, kind: str) -> None:

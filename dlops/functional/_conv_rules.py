@@ -17,6 +17,7 @@ from dlops._library import _C
 class Call(NamedTuple):
     """One pass of a convolution."""
 
+    op: str  # "conv2d", "linear", ...
     kind: str  # "forward", "data" or "weight"
     kernel: str  # ours
     transposed: bool
@@ -47,6 +48,8 @@ def slower(c: Call) -> str | None:
         return None  # torch has no fast float16 convolution on such a CPU: 5 to 100 times slower
     if c.isa == "generic" or c.dtype == "f16":
         return "was never timed on this CPU"
+    if c.op == "linear":
+        return "a plain matrix product: torch's library needs no packed copy of the weight"
     return _RULES[c.kernel](c)
 
 

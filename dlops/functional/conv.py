@@ -394,7 +394,7 @@ def linear(
     check_tensors("linear", ("input", input), ("weight", weight))
     check_optional("linear", ("bias", bias), ("residual", residual))
     plain = activation is None and residual is None and variant is None
-    if plain and _backend._current != "dlops" and _backend._recorder is None:
+    if plain and _backend._current != "dlops" and _backend._recorder is None and input.dtype is not torch.float16:
         return F.linear(input, weight, bias)
     if input.dim() < 1 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
         return F.linear(input, weight, bias)  # which says what is wrong
