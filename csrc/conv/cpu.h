@@ -12,7 +12,7 @@ struct ConvKernel {
   const char* (*refuses)(
       const ConvProblem&);  // why it cannot take a problem, as the end of a sentence; null: it can
   int64_t (*packed_floats)(
-      const ConvProblem&);  // of `packed`; may depend on the sizes of w, never on batch or image
+      const ConvProblem&);  // of `packed`; may depend on w's sizes, groups, stride, dilation and padding
   void (*pack)(const ConvProblem&, const void* w, float* packed);
   void (*run)(const Params&);
 };

@@ -22,7 +22,7 @@ struct TapRows {
   int64_t tap_row, tap;   // in x, from one tap to the next
 };
 
-// totals[j tap_row_totals + i] += the sum for the taps j < KY, i < KX.
+// totals[j totals_row + i] += the sum for the taps j < KY, i < KX.
 template <int KX, int KY>
 __attribute__((noinline)) void gather_taps(const TapRows& t, float* totals, int64_t totals_row) {
   const int64_t rows_at_once = larger(1, kSum / t.outs);

@@ -18,7 +18,12 @@ void direct_forward(const ConvForwardParams& p) {
   });
 }
 
-const char* direct_data_refuses(const ConvProblem&) { return nullptr; }
+// Each phase of the lattice has packed weights of its own.
+const char* direct_data_refuses(const ConvProblem& p) {
+  for (int i = 0; i < 3; i++)
+    if (p.stride[i] > 4096) return "is for strides up to 4096";
+  return data_phases(p) > 4096 ? "is for strides whose product is at most 4096" : nullptr;
+}
 int64_t direct_data_packed_floats(const ConvProblem& p) {
   return data_phases(p) * packed_floats_of(data_correlation(p, 0), most_data_taps(p));
 }

@@ -1,4 +1,4 @@
-// Convolution of small groups: 2 to 16 channels and as many filters in each. Channels are lanes (grouped.h); the data pass is
+// Convolution of small groups: 2, 4 or 8 channels and as many filters in each. Channels are lanes (grouped.h); the data pass is
 // the forward pass of the mirrored problem.
 #include <type_traits>
 

@@ -98,6 +98,8 @@ __global__ void __launch_bounds__(kRowThreads)
 // ---- the host's side. Each takes the problem if it can: kNotMine otherwise ----
 
 constexpr int kNotMine = -1;
+constexpr int kUnaligned =
+    -2;  // it could, but for the address of a tensor: the general kernel has the same order of sums
 int depthwise_last(const DepthwiseParams&, cudaStream_t);     // launch_depthwise_last.cu
 int depthwise_rows(const DepthwiseParams&, cudaStream_t);     // launch_depthwise_rows.cu
 int depthwise_columns(const DepthwiseParams&, cudaStream_t);  // launch_depthwise_columns.cu

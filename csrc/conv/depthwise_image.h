@@ -1,5 +1,5 @@
 // The image of a depthwise or small-group convolution, brought from a tensor to scratch with its padding: as one channel's
-// plane with pixels in lanes (fill_plane), or as a block of kLanes channels with channels in lanes (fill_block).
+// plane with pixels in lanes (fill_plane), or as a block of kLanes channels with channels in lanes (fill_blocks).
 #pragma once
 #include "../cpu/transpose.h"
 #include "padding.h"

@@ -10,8 +10,8 @@ namespace dlops::conv {
 DLOPS_DEVICE float activate(float x, Activation activation) {
   switch (activation) {
     case Activation::none: return x;
-    case Activation::relu: return x <= 0.f ? 0.f : x;  // NaN stays
-    case Activation::silu: return x / (1.f + expf(-x));
+    case Activation::relu: return x <= 0.f ? 0.f : x;                       // NaN stays
+    case Activation::silu: return x < -104.f ? 0.f : x / (1.f + expf(-x));  // 0 at -Inf
     case Activation::gelu: return 0.5f * x * (1.f + erff(0.70710678f * x));
     case Activation::tanh: return tanhf(x);
     case Activation::sigmoid: return 1.f / (1.f + expf(-x));

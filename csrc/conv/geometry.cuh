@@ -12,22 +12,24 @@ namespace dlops::conv {
 
 constexpr int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }  // also in kernels
 inline dim3 task_grid(int64_t tasks) { return dim3(block_count(tasks)); }
-inline dim3 thread_grid(int64_t elements, int threads) {
-  return dim3(block_count(ceil_div(elements, threads)));
-}
 
 // May pixels of one sample and products of one sum be counted in 32 bits? Offsets in memory are 64 bits wide always.
 inline bool counts_fit_int(const ConvProblem& p) {
   constexpr int64_t most = 1 << 28;
   for (int i = 0; i < 3; i++)
     if (p.in[i] > most || p.out[i] > most || p.stride[i] > most || p.padding[i] > most ||
-        p.dilation[i] * p.kernel[i] > most)
+        p.dilation[i] * p.kernel[i] > most || (p.out[i] - 1) * p.stride[i] > most)
       return false;
   return p.in_pixels() < most && p.out_pixels() < most && p.taps() * p.channels < most &&
          p.taps() * p.filters < most;
 }
 inline const char* refuses_counts(const ConvProblem& p) {
   return counts_fit_int(p) ? nullptr : "is for samples and filters of fewer than 2^28 elements per channel";
+}
+
+// Kernel and padding along x as one number to switch on, 10 K + padding; -1 for a padding that would make it another's.
+inline int64_t window_of(const ConvProblem& p) {
+  return p.padding[2] >= 0 && p.padding[2] < 10 ? p.kernel[2] * 10 + p.padding[2] : -1;
 }
 
 // ---- offsets: x and y are [N, C, pixels] or [N, pixels, C] ----

@@ -200,7 +200,8 @@ struct Gather {
 #pragma unroll
         for (int a = 0; a < 3; a++) at[a] = padded(at[a], axis[a].size, p.padding_mode);
       }
-      const int pixel = (at[0] * axis[1].size + at[1]) * axis[2].size + at[2];
+      // Unsigned: outside of the source it means nothing, and may overflow.
+      const unsigned pixel = (static_cast<unsigned>(at[0]) * axis[1].size + at[1]) * axis[2].size + at[2];
       seen[i] = inside && row.sample >= 0 ? row.sample * p.source_sample + pixel * p.source_channels : -1;
     }
   }
@@ -213,7 +214,9 @@ struct Gather {
     if (p.wide) {
 #pragma unroll
       for (int i = 0; i < M / 32; i++)
-        ptx::cp_async<16>(to + i * 32 * kDepth, source + seen[i] + at, exists && seen[i] >= 0);
+        // An address that is not read must be aligned as well.
+        ptx::cp_async<16>(to + i * 32 * kDepth, source + (seen[i] < 0 ? 0 : seen[i] + at),
+                          exists && seen[i] >= 0);
     } else {
 #pragma unroll
       for (int i = 0; i < M / 32; i++)

@@ -93,12 +93,12 @@ struct PixelRows {
       T* to = stage + place<Major::mn, M>(line() + i * kApart, chunk());
       copy(to, dy, left > 0 ? dy_left : 0, plan.wide_dy);
       bool inside = left > 0;
-      int pixel = 0;
+      unsigned pixel = 0;  // outside of the image it means nothing, and may overflow
 #pragma unroll
       for (int a = 0; a < 3; a++) {
         const int seen = walk.at[a] * static_cast<int>(p.stride[a]) + shift[a];
         inside = inside && static_cast<unsigned>(seen) < static_cast<unsigned>(p.in[a]);
-        pixel = pixel * static_cast<int>(p.in[a]) + seen;
+        pixel = pixel * static_cast<unsigned>(p.in[a]) + seen;
       }
       copy(to + M * kDepth, x + walk.sample * plan.x_sample + pixel * p.channels, inside ? x_left : 0,
            plan.wide_x);

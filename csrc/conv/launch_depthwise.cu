@@ -24,7 +24,7 @@ static int forward(const DepthwiseParams& p, cudaStream_t stream) {
   int error = depthwise_last(p, stream);
   if (error == kNotMine) error = depthwise_rows(p, stream);
   if (error == kNotMine) error = depthwise_columns(p, stream);
-  if (error != kNotMine) return error;
+  if (error != kNotMine && error != kUnaligned) return error;
   const dim3 grid = flat_grid(p.batch * p.filters * p.out_pixels());
   return launch(conv_depthwise_any<T>, {grid, dim3(kRowThreads), 0, stream}, p);
 }

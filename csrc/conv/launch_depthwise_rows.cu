@@ -4,6 +4,7 @@ namespace dlops::conv {
 
 template <class T, int K, int lead>
 static int rows(const DepthwiseParams& p, cudaStream_t stream) {
+  if (!wide_rows<T>(p.in[2], p.x)) return kUnaligned;
   const RowGrid g =
       row_grid(p.batch * p.filters * p.out[0] * p.out[1], ceil_div(p.out[2], kVec<T>), kTogether);
   const bool wide = wide_rows<T>(p.out[2], p.y, p.epilogue.residual);
@@ -14,8 +15,8 @@ static int rows(const DepthwiseParams& p, cudaStream_t stream) {
 template <class T>
 static int rows(const DepthwiseParams& p, cudaStream_t stream) {
   if (p.padding_mode != PaddingMode::zeros || p.stride[2] != 1 || p.dilation[2] != 1) return kNotMine;
-  if (!wide_rows<T>(p.in[2], p.x)) return kNotMine;
-  switch (p.kernel[2] * 10 + p.padding[2]) {
+  if (p.in[2] % kVec<T> != 0) return kNotMine;
+  switch (window_of(p)) {
     case 30: return rows<T, 3, 0>(p, stream);
     case 31: return rows<T, 3, 1>(p, stream);
     case 32: return rows<T, 3, 2>(p, stream);

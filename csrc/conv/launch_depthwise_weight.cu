@@ -17,7 +17,7 @@ static Way way_of(const ConvProblem& p) {
     return p.filters == p.channels && p.channels % 4 == 0 && p.stride[2] == 1 && p.dilation[2] == 1
                ? Way::last
                : Way::any;
-  const int64_t window = p.kernel[2] * 10 + p.padding[2];
+  const int64_t window = window_of(p);
   if (p.kernel[0] * p.kernel[1] == 1 && p.stride[2] == 1 && p.dilation[2] == 1 && p.in[2] % vec == 0 &&
       (window == 31 || window == 32 || window == 43 || window == 52 || window == 73))
     return Way::rows;

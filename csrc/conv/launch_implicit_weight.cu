@@ -20,7 +20,8 @@ WeightPlan plan_of(const ConvProblem& p) {
   plan.column_tiles = ceil_div(plan.columns, tile);
   int64_t parts = 528 / (plan.row_tiles * plan.column_tiles * p.groups);
   if (parts > pixels / (8 * kDepth)) parts = pixels / (8 * kDepth);
-  if (parts < 1) parts = 1;
+  // Sums of more pixels would lose digits in the accumulators.
+  if (parts < ceil_div(pixels, int64_t{16384})) parts = ceil_div(pixels, int64_t{16384});
   plan.pixels_per_part = ceil_div(ceil_div(pixels, parts), kDepth) * kDepth;
   plan.parts = ceil_div(pixels, plan.pixels_per_part);
   return plan;

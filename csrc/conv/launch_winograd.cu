@@ -4,7 +4,7 @@
 namespace dlops::conv {
 
 static const char* refuses(const ConvProblem& p) {
-  if (p.in[0] * p.out[0] * p.kernel[0] != 1 || p.kernel[1] != 3 || p.kernel[2] != 3)
+  if (p.in[0] * p.out[0] * p.kernel[0] != 1 || p.padding[0] != 0 || p.kernel[1] != 3 || p.kernel[2] != 3)
     return "is for 2-D 3x3 kernels";
   if (p.stride[1] * p.stride[2] * p.dilation[1] * p.dilation[2] != 1) return "is for stride 1 and dilation 1";
   return refuses_counts(p);

@@ -278,8 +278,11 @@ Tensor conv_pack(Tensor w, Sizes in_size, Sizes stride, Sizes padding, Sizes dil
   p.dtype = dtype_of(op, "weight", w);
   p.threads = 1;
   g.fill(p, x, y, sizes_of(w));
-  const int which = static_cast<int>(algorithm_of(op, algorithm));
+  const Algorithm wanted = algorithm_of(op, algorithm);
   const ConvCpu& table = conv_cpu();
+  const std::string why = refusal(table, data_pass ? ConvPass::data : ConvPass::forward, wanted, p);
+  if (!why.empty()) refuse(op, "variant '", algorithm, "' ", why);
+  const int which = static_cast<int>(wanted);
   const auto floats = data_pass ? table.data[which].packed_floats : table.forward[which].packed_floats;
   const auto pack = data_pass ? table.data[which].pack : table.forward[which].pack;
   if (!pack) return new_floats(w, {0});

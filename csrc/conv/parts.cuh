@@ -7,10 +7,12 @@ namespace dlops::conv {
 
 struct Parts { int64_t count, size; };  // size: pixels (or rows) of a part; the last may have fewer
 
-// tiles: blocks that work on one part. Enough parts that 132 processors have 4 blocks each, none smaller than `least`; sizes
-// are multiples of `step`.
+// tiles: blocks that work on one part. Enough parts that 132 processors have 4 blocks each, but none much smaller than `least`,
+// and none that sums more than kLongest pixels in a row; sizes are multiples of `step`.
+constexpr int64_t kLongest = 16384;
 inline Parts parts_of(int64_t pixels, int64_t tiles, int64_t least, int64_t step) {
-  const int64_t wanted = ceil_div(528, tiles), most = ceil_div(pixels, least),
+  const int64_t busy = ceil_div(528, tiles), accurate = ceil_div(pixels, kLongest),
+                wanted = busy > accurate ? busy : accurate, most = ceil_div(pixels, least),
                 count = wanted < most ? wanted : most;
   const int64_t size = ceil_div(ceil_div(pixels, count), step) * step;
   return {ceil_div(pixels, size), size};

@@ -68,14 +68,15 @@ struct SomeRows {
   float factor[kRows][kRead];
 };
 
-// sums [channels][filters] (+)= V^T [channels, tiles] D [tiles, filters]
+// sums [channels][range] (+)= V^T [channels, tiles] D [tiles, filters], for whole vectors of filters.
 template <Into into>
-DLOPS_INLINE void add_products(const WinogradWeightPlan& plan, int64_t tiles, const float* v, const float* d,
-                               float* sums) {
+DLOPS_INLINE void add_products(const WinogradWeightPlan& plan, int64_t tiles, int64_t filters, const float* v,
+                               const float* d, float* sums) {
   const auto panel = [&]<int NR>(std::integral_constant<int, NR>, int64_t f) {
     multiply<NR, into, false>(plan.channels, tiles, v, plan.v_row, d + f, plan.d_row, sums + f, plan.range);
   };
-  for (int64_t f = 0; f < plan.range; f += kPanel) switch (smaller(plan.range - f, kPanel) / kLanes) {
+  const int64_t end = whole_vectors(filters);
+  for (int64_t f = 0; f < end; f += kPanel) switch (smaller(end - f, kPanel) / kLanes) {
       case 1: panel(std::integral_constant<int, 1>(), f); break;
       case 2: panel(std::integral_constant<int, 2>(), f); break;
       case 3: panel(std::integral_constant<int, 3>(), f); break;
@@ -147,9 +148,9 @@ void winograd_weight_chunk(const ConvWeightParams& p, const WinogradWeightPlan& 
     for (int j = 0; j < kRows * 6; j++) {
       const float *vj = v.data + j * v.plane, *dj = d.data + j * d.plane;
       if (first == 0)
-        add_products<Into::overwrite>(plan, tiles, vj, dj, sums + j * plan.sum_plane);
+        add_products<Into::overwrite>(plan, tiles, filters, vj, dj, sums + j * plan.sum_plane);
       else
-        add_products<Into::add>(plan, tiles, vj, dj, sums + j * plan.sum_plane);
+        add_products<Into::add>(plan, tiles, filters, vj, dj, sums + j * plan.sum_plane);
     }
   }
 

@@ -14,7 +14,7 @@ namespace dlops::simt {
 
 void cp_async(void* dst, const void* src, int bytes, int source_bytes, Loc loc) {
   shared_pointer(shared_address(dst, loc), static_cast<size_t>(bytes), "cp.async", loc);
-  if (reinterpret_cast<uintptr_t>(dst) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(src) % bytes))
+  if (reinterpret_cast<uintptr_t>(dst) % bytes || reinterpret_cast<uintptr_t>(src) % bytes)
     fail(loc, "cp.async: an address is not aligned to %d bytes", bytes);
   if (checker) checker->access(*self(), dst, bytes, Access::pending, loc);
   std::memset(dst, kPoison, bytes);

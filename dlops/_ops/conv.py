@@ -103,7 +103,7 @@ def in_size(g: Geometry, x: Sizes, kernel: Sizes) -> Sizes:
     )
 
 
-def _pack(owner: Tensor, w: Tensor, size: Sizes, g: Geometry, data: bool, kernel: str) -> Tensor | None:
+def pack(owner: Tensor, w: Tensor, size: Sizes, g: Geometry, data: bool, kernel: str) -> Tensor | None:
     """The packed weight of one pass on the CPU, kept with `owner`."""
     if not w.is_cpu or kernel in _NO_PACKING:
         return None
@@ -118,7 +118,7 @@ _NO_PACKING = ("naive", "shared", "implicit_gemm")
 
 def run_forward(x, w, bias, residual, g: Geometry, kernel: str, last: bool, owner: Tensor | None = None) -> Tensor:
     """The convolution with its epilogue, channels_last where `last`. owner: the parameter behind w."""
-    packed = None if owner is None or type(x) is FakeTensor else _pack(owner, w, x.shape[2:], g, False, kernel)
+    packed = None if owner is None or type(x) is FakeTensor else pack(owner, w, x.shape[2:], g, False, kernel)
     return ops.conv.default(
         x, w, packed, bias, residual, g.stride, g.padding, g.dilation, g.groups, g.padding_mode, g.activation, last, kernel
     )
@@ -126,7 +126,7 @@ def run_forward(x, w, bias, residual, g: Geometry, kernel: str, last: bool, owne
 
 def run_data(dy, w, bias, residual, size: Sizes, g: Geometry, kernel: str, last: bool, owner: Tensor | None = None) -> Tensor:
     """The adjoint in x, of spatial size `size`, with the epilogue."""
-    packed = None if owner is None or type(dy) is FakeTensor else _pack(owner, w, size, g, True, kernel)
+    packed = None if owner is None or type(dy) is FakeTensor else pack(owner, w, size, g, True, kernel)
     return ops.conv_data.default(
         dy, w, packed, bias, residual, size, g.stride, g.padding, g.dilation, g.groups, g.activation, last, kernel
     )
@@ -178,6 +178,8 @@ class Convolution(Function):
             z = ops.convolution.default(x, w, bias, residual, *flat(linear), passes.result, passes.channels_last)
         else:
             z = run(x, w, bias, residual, linear, passes.result, passes.channels_last, *owner)
+        if g.activation == "none":  # the derivatives depend on neither bias nor residual
+            bias = residual = None
         ctx.save_for_backward(x, w, bias, residual, z if g.activation != "none" else None)
         ctx.options = g, passes
         return z if by_value else ACTIVATIONS[g.activation](z) if g.activation != "none" else z
@@ -187,12 +189,15 @@ class Convolution(Function):
         x, w, bias, residual, z = ctx.saved_tensors
         g, passes = ctx.options
         needs = ctx.needs_input_grad[:4]
-        if composes(dy):
+        if composes(dy) and g.activation != "none":
             grads = derive(lambda *t: compose_conv(*t, g), (x, w, bias, residual), needs, [dy])
             return *grads, None, None, None
         if g.activation != "none":
             dy = _through_activation(dy, z, g.activation)
-        dx, dw = gradients(dy, x, w, g, passes, needs[0], needs[1])
+        if composes(dy):
+            dx, dw = derive(lambda *t: compose_conv(*t, None, None, g), (x, w), needs[:2], [dy])
+        else:
+            dx, dw = gradients(dy, x, w, g, passes, needs[0], needs[1])
         db = dy.sum((0, *range(2, dy.dim()))) if needs[2] else None
         return dx, dw, db, dy if needs[3] else None, None, None, None
 

@@ -4,7 +4,8 @@ combination. The batch decides nothing but what `auto` hands over to torch: our 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,6 @@ class Where(NamedTuple):
     backend: str
     variant: str | None
     winograd: str
-    plain: bool  # nothing in the call that torch's own function could not do by itself
     grad_input: bool
     grad_weight: bool
     batch: int  # 1, 4 (4 to 7) or 8 (8 and more): for the hand-over to torch alone
@@ -99,7 +99,7 @@ def _decide(signature: tuple[Any, ...], where_: tuple[Any, ...]) -> Decision:
     s, where = Signature(*signature), Where(*where_)
     with unset_fake_temporarily(), torch.no_grad():
         result = _ask_torch(s)
-    if s.activation is not None and s.activation not in ACTIVATIONS:
+    if s.activation is not None and (s.activation not in ACTIVATIONS or s.activation == "none"):
         known = ", ".join(repr(name) for name in ACTIVATIONS if name != "none")
         raise ValueError(f"{s.op}: activation must be None or one of {known}: got {s.activation!r}")
     g = _geometry(s)
@@ -119,9 +119,9 @@ def _decide(signature: tuple[Any, ...], where_: tuple[Any, ...]) -> Decision:
 
 def spread(value: Any, count: int) -> Sizes:
     """An int for every dimension, or one for each."""
-    if isinstance(value, int):
-        return (value,) * count
-    values = tuple(int(v) for v in value)
+    if hasattr(value, "__index__"):
+        return (operator.index(value),) * count
+    values = tuple(operator.index(v) for v in value)
     return values * count if len(values) == 1 else values
 
 
@@ -146,9 +146,9 @@ def _refuse_what_an_empty_batch_hides(s: Signature) -> None:
 def _ask_torch(s: Signature) -> Sizes:
     """The sizes of the result behind the batch, from an empty batch: torch checks it like any other, and computes nothing."""
     _refuse_what_an_empty_batch_hides(s)
-    x = torch.empty((0, *s.x), dtype=s.dtypes[0])
-    w = torch.empty(1, dtype=s.dtypes[1]).expand(s.w)
-    bias = None if s.bias is None else torch.empty(s.bias, dtype=s.dtypes[2])
+    x = torch.empty((0, *s.x), dtype=s.dtypes[0], device="cpu")
+    w = torch.empty(1, dtype=s.dtypes[1], device="cpu").expand(s.w)
+    bias = None if s.bias is None else torch.empty(s.bias, dtype=s.dtypes[2], device="cpu")
     theirs = getattr(F, s.function)
     if s.transposed:
         y = theirs(x, w, bias, s.stride, s.padding, s.output_padding, s.groups, s.dilation)
@@ -213,11 +213,7 @@ class _Sizes(NamedTuple):
 
     @property
     def multiplications(self) -> int:
-        return self.channels // self.groups * self.filters * _product(self.kernel) * _product(self.y)
-
-
-def _product(values: Sequence[int]) -> int:
-    return functools.reduce(lambda a, b: a * b, values, 1)
+        return self.channels // self.groups * self.filters * math.prod(self.kernel) * math.prod(self.y)
 
 
 # What to try, the fastest first. Every kernel says itself what it refuses.

@@ -7,6 +7,7 @@ kernel is the faster one.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class Call(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        return _product(self.y)
+        return math.prod(self.y)
 
 
 def slower(c: Call) -> str | None:
@@ -51,13 +52,6 @@ def slower(c: Call) -> str | None:
     if c.op == "linear":
         return "a plain matrix product: torch's library needs no packed copy of the weight"
     return _RULES[c.kernel](c)
-
-
-def _product(values: tuple[int, ...]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def _native(dtype: str) -> bool:
@@ -143,6 +137,8 @@ def _direct(c: Call) -> str | None:
         if per_group >= 32 and c.channels_last:
             return None
         return "groups: torch's direct kernels are as fast or faster"
+    if c.kind == "data" and math.prod(c.stride) > 4:
+        return "large strides: each phase packs weights of its own"
     if c.transposed and c.kind == "data":
         if max(c.stride) > 1 and c.pixels <= 64:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import torch
@@ -12,11 +14,12 @@ from dlops import _backend, _winograd
 from dlops._backend import Plan, choose, transforming
 from dlops._explain import make_plan
 from dlops._library import _C, has_cuda_kernels, ops
-from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, run
+from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, pack, run
 from dlops.functional._checks import check_optional, check_tensors, supported_tensor
 from dlops.functional._conv import decide
 
 Ints = int | tuple[int, ...]
+_NAMED = tuple(name for name in ACTIVATIONS if name != "none")
 
 #: On the CPU a call of our op costs some microseconds more than one of torch's: below this many multiplications (as if the
 #: stride were 1) torch is the faster one.
@@ -28,7 +31,8 @@ def conv1d(
     groups: int = 1, *, activation: str | None = None, residual: Tensor | None = None, padding_mode: str = "zeros",
     variant: str | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """``torch.nn.functional.conv1d`` of [N, C, L]; see :func:`conv2d`. A view [N, C, L] of [N, L, C] stays in that order."""
+    """``torch.nn.functional.conv1d`` of [N, C, L]; see :func:`conv2d`. Where our kernel runs, a view [N, C, L] of [N, L, C] gives
+    another such view; torch's functions give a contiguous result."""
     return _convolve(
         "conv1d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
     )
@@ -140,9 +144,9 @@ def _hashable(value: Any) -> Any:
     """An option as a constant: a list as a tuple; while a graph is compiled, a symbolic number as the one that it stands for."""
     if isinstance(value, (list, tuple)):
         return tuple(_hashable(v) for v in value)
-    if torch.compiler.is_compiling() and type(value) is int and value >= 0:
-        return len(range(value))
-    return value
+    if torch.compiler.is_compiling():
+        return len(range(value)) if type(value) is int and value >= 0 else value
+    return operator.index(value) if hasattr(value, "__index__") else value
 
 
 def _unsupported(input: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
@@ -155,6 +159,8 @@ def _unsupported(input: Tensor, others: tuple[Tensor | None, ...]) -> str | None
     reason = supported_tensor(input, others, has_cuda_kernels)
     if reason is None and transforming():
         reason = "inside a torch.func transform or forward-mode AD"
+    if reason is None and torch.jit.is_tracing():
+        reason = "inside torch.jit.trace"
     return reason
 
 
@@ -198,7 +204,7 @@ def _suggests_channels_last(t: Tensor) -> bool:
     return t.shape[0] < 2 or t.stride(0) >= least
 
 
-def _where(x: Tensor, w: Tensor, variant: str | None, plain: bool) -> tuple[Any, ...]:
+def _where(x: Tensor, w: Tensor, variant: str | None) -> tuple[Any, ...]:
     """The fields of a Where."""
     grad = torch.is_grad_enabled()
     return (
@@ -207,7 +213,6 @@ def _where(x: Tensor, w: Tensor, variant: str | None, plain: bool) -> tuple[Any,
         _backend._current,
         variant,
         _winograd._current,
-        plain,
         grad and x.requires_grad,
         grad and w.requires_grad,
         1 if torch.compiler.is_compiling() or x.shape[0] < 4 else 4 if x.shape[0] < 8 else 8,
@@ -233,12 +238,16 @@ def _convolve(
 ) -> Tensor:
     """owner: the parameter behind `weight`, where that is a view."""
     plain = activation is None and residual is None and padding_mode == "zeros"
-    key = None
-    if plain and variant is None and out is None and _is_free(input, weight):
-        if _is_small(input, weight, groups):
-            return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
-        key = _key(op, input, weight, bias, stride, padding, dilation, groups)
-        if key in _handed_over:
+    if torch.jit.is_tracing() and plain:  # sizes are tensors there, and a choice made of them would be frozen
+        return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+    key: Any = None
+    simple = plain or (residual is None and padding_mode == "zeros" and activation in _NAMED)
+    if simple and variant is None and out is None and _is_free(input, weight):
+        if _is_small(input, weight, groups, output_padding is not None):
+            y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
+            return y if activation is None else ACTIVATIONS[activation](y)
+        key = plain and _key(op, input, weight, bias, stride, padding, dilation, groups)
+        if key and key in _handed_over:
             return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
     check_tensors(op, ("input", input), ("weight", weight))
     check_optional(op, ("bias", bias), ("residual", residual), ("out", out))
@@ -258,7 +267,7 @@ def _convolve(
         op, sizes(input.shape[1:]), sizes(weight.shape), None if bias is None else sizes(bias.shape), dtypes, _hashable(stride),
         _hashable(padding), _hashable(dilation), _hashable(groups), _hashable(output_padding), padding_mode, activation,
     )  # fmt: skip
-    where = _where(input, weight, variant, plain and out is None)
+    where = _where(input, weight, variant)
     try:
         d = decide(signature, where)
     except (RuntimeError, TypeError):
@@ -269,14 +278,16 @@ def _convolve(
     for name, t in (("residual", residual), ("out", out)):
         if t is not None and tuple(t.shape) != shape:
             raise ValueError(f"{op}: {name} has shape {list(t.shape)}, expected {list(shape)}")
+    if out is not None and out.dtype is not input.dtype:
+        raise ValueError(f"{op}: out is {out.dtype}, expected {input.dtype}")
     tensors = (input, weight, bias, residual)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if out is not None and needs_grad:
+    if out is not None and (needs_grad or (out.requires_grad and torch.is_grad_enabled())):
         raise RuntimeError(f"{op}: out= is not differentiable, but an input requires grad")
 
     def plan(use: bool, reason: str) -> Plan:
         kind = "conv_data" if d.geometry.transposed else "conv"
-        traffic = input.element_size() * (input.numel() + weight.numel() + input.shape[0] * _product(d.result))
+        traffic = input.element_size() * (input.numel() + weight.numel() + input.shape[0] * math.prod(d.result))
         work = d.flops * input.shape[0]
         return make_plan(kind, use, reason, device=torch.device(where[0]), variant=d.passes.result, flops=work, bytes=traffic)
 
@@ -287,7 +298,7 @@ def _convolve(
     if not ours and (unsupported is not None or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"):
         if plain:
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
-            if key is not None and unsupported is None:
+            if key and unsupported is None:
                 _remember(key)
         else:
             y = compose_conv(*tensors, d.geometry)
@@ -303,13 +314,20 @@ def _convolve(
         return y if out is None else out.copy_(y)
     if out is None:
         return run(*tensors, g, passes.result, passes.channels_last, owner)
-    if g.transposed:
+    if g.transposed or _shares_memory(out, tensors):
         return out.copy_(run(*tensors, g, passes.result, passes.channels_last, owner))
+    packed = pack(owner, weight, input.shape[2:], g, False, passes.result)
     ops.conv_out.default(
-        input, weight, None, bias, residual, g.stride, g.padding, g.dilation, g.groups, g.padding_mode, g.activation,
+        input, weight, packed, bias, residual, g.stride, g.padding, g.dilation, g.groups, g.padding_mode, g.activation,
         passes.result, out,
     )  # fmt: skip
+    torch.autograd.graph.increment_version(out)
     return out
+
+
+def _shares_memory(out: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
+    storage = out.untyped_storage().data_ptr()
+    return any(t is not None and t.untyped_storage().data_ptr() == storage for t in tensors)
 
 
 def _theirs(
@@ -331,10 +349,10 @@ def _key(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Any:  # fmt: skip
     """What the choice depends on; None where it cannot be a key."""
-    if torch.compiler.is_compiling():
+    if torch._C._is_any_autocast_enabled():
         return None
     grad = torch.is_grad_enabled()
-    key = (
+    key = (  # an isa or an emulation that was chosen since makes torch no wrong choice
         op, input.shape, weight.shape, input.dtype, bias is None, stride, padding, dilation, groups, input.is_contiguous(),
         weight.is_contiguous(), grad and input.requires_grad, grad and weight.requires_grad, _winograd._current,
     )  # fmt: skip
@@ -348,7 +366,12 @@ def _key(
 def _is_free(input: Tensor, weight: Tensor) -> bool:
     """Whether nobody asks for one implementation or for an explanation."""
     return (
-        _backend._current == "auto" and _backend._recorder is None and type(input) is Tensor and isinstance(weight, Tensor)
+        _backend._current == "auto"
+        and _backend._recorder is None
+        and type(input) is Tensor
+        and isinstance(weight, Tensor)
+        and weight.dim() > 2
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -358,17 +381,11 @@ def _remember(key: Any) -> None:
     _handed_over.add(key)
 
 
-def _is_small(input: Tensor, weight: Tensor, groups: int) -> bool:
+def _is_small(input: Tensor, weight: Tensor, groups: int, transposed: bool) -> bool:
     """Whether the call is all overhead."""
-    few = input.numel() * weight.numel() < SMALL * weight.shape[1] * groups
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    few = input.numel() * weight.numel() < SMALL * channels
     return few and input.is_cpu and input.dtype is not torch.float16
-
-
-def _product(values: tuple[int, ...]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def linear(
@@ -393,17 +410,20 @@ def linear(
     """
     check_tensors("linear", ("input", input), ("weight", weight))
     check_optional("linear", ("bias", bias), ("residual", residual))
-    plain = activation is None and residual is None and variant is None
-    if plain and _backend._current != "dlops" and _backend._recorder is None and input.dtype is not torch.float16:
-        return F.linear(input, weight, bias)
-    if input.dim() < 1 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
-        return F.linear(input, weight, bias)  # which says what is wrong
-    shape = (*input.shape[:-1], weight.shape[0])
-    if residual is not None and tuple(residual.shape) != shape:
-        raise ValueError(f"linear: residual has shape {list(residual.shape)}, expected {list(shape)}")
-    if input.numel() == 0 or weight.numel() == 0:
+    if activation is not None and activation not in _NAMED:
+        raise ValueError(f"linear: activation must be None or one of {', '.join(map(repr, _NAMED))}: got {activation!r}")
+    forced = variant is not None or _backend._current == "dlops" or _backend._recorder is not None
+    half = input.dtype is torch.float16 and input.is_cpu and _backend._current == "auto"  # torch has no fast kernel for it
+    fits = input.dim() > 0 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
+    if not (forced or half) or not fits or input.numel() == 0 or weight.numel() == 0:
         y = F.linear(input, weight, bias)
-        return ACTIVATIONS[activation or "none"](y if residual is None else y + residual)
+        if residual is not None:
+            _check_residual(residual, y.shape)
+            y = y + residual
+        return ACTIVATIONS[activation or "none"](y)
+    shape = (*input.shape[:-1], weight.shape[0])
+    if residual is not None:
+        _check_residual(residual, shape)
     # [..., K] is a 1-D image of one sample whose pixels are the rows, its channels side by side.
     rows = lambda t: None if t is None else t.reshape(-1, t.shape[-1]).t().unsqueeze(0)  # noqa: E731
     y = _convolve(
@@ -411,3 +431,8 @@ def linear(
         weight,
     )  # fmt: skip
     return y.squeeze(0).t().reshape(shape)
+
+
+def _check_residual(residual: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(residual.shape) != tuple(shape):
+        raise ValueError(f"linear: residual has shape {list(residual.shape)}, expected {list(shape)}")
