@@ -16,9 +16,9 @@ from dlops.functional.conv import (
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
-    linear,
 )
 from dlops.functional.diffusion import STEP_COLUMNS, add_noise, diffusion_step, randn
+from dlops.functional.linear import linear
 from dlops.functional.norm import group_norm, layer_norm, rms_norm
 from dlops.functional.rotary import apply_rotary
 

@@ -1,4 +1,4 @@
-"""Convolutions and the linear layer with what usually follows them: bias, a residual, an activation."""
+"""Convolutions with what usually follows them: bias, a residual, an activation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlops.functional._checks import check_optional, check_tensors, supported_te
 from dlops.functional._conv import decide
 
 Ints = int | tuple[int, ...]
-_NAMED = tuple(name for name in ACTIVATIONS if name != "none")
+NAMED = tuple(name for name in ACTIVATIONS if name != "none")
 
 #: On the CPU a call of our op costs some microseconds more than one of torch's: below this many multiplications (as if the
 #: stride were 1) torch is the faster one.
@@ -33,7 +33,7 @@ def conv1d(
 ) -> Tensor:  # fmt: skip
     """``torch.nn.functional.conv1d`` of [N, C, L]; see :func:`conv2d`. Where our kernel runs, a view [N, C, L] of [N, L, C] gives
     another such view; torch's functions give a contiguous result."""
-    return _convolve(
+    return convolve(
         "conv1d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
     )
 
@@ -69,7 +69,7 @@ def conv2d(
         ValueError: an unknown activation, padding_mode or variant; a variant that cannot compute this convolution; a residual or
         out that does not fit.
     """
-    return _convolve(
+    return convolve(
         "conv2d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
     )
 
@@ -80,7 +80,7 @@ def conv3d(
     variant: str | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``torch.nn.functional.conv3d`` of [N, C, D, H, W]; see :func:`conv2d`."""
-    return _convolve(
+    return convolve(
         "conv3d", input, weight, bias, stride, padding, dilation, groups, None, activation, residual, padding_mode, variant, out
     )
 
@@ -91,7 +91,7 @@ def conv_transpose1d(
     variant: str | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``torch.nn.functional.conv_transpose1d`` of [N, C, L]; see :func:`conv_transpose2d`."""
-    return _convolve(
+    return convolve(
         "conv_transpose1d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
         variant, out,
     )  # fmt: skip
@@ -117,7 +117,7 @@ def conv_transpose2d(
     Raises:
         As :func:`conv2d`.
     """
-    return _convolve(
+    return convolve(
         "conv_transpose2d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
         variant, out,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def conv_transpose3d(
     variant: str | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``torch.nn.functional.conv_transpose3d`` of [N, C, D, H, W]; see :func:`conv_transpose2d`."""
-    return _convolve(
+    return convolve(
         "conv_transpose3d", input, weight, bias, stride, padding, dilation, groups, output_padding, activation, residual, "zeros",
         variant, out,
     )  # fmt: skip
@@ -219,7 +219,7 @@ def _where(x: Tensor, w: Tensor, variant: str | None) -> tuple[Any, ...]:
     )
 
 
-def _convolve(
+def convolve(
     op: str,
     input: Tensor,
     weight: Tensor,
@@ -241,7 +241,7 @@ def _convolve(
     if torch.jit.is_tracing() and plain:  # sizes are tensors there, and a choice made of them would be frozen
         return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
     key: Any = None
-    simple = plain or (residual is None and padding_mode == "zeros" and activation in _NAMED)
+    simple = plain or (residual is None and padding_mode == "zeros" and activation in NAMED)
     if simple and variant is None and out is None and _is_free(input, weight):
         if _is_small(input, weight, groups, output_padding is not None):
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
@@ -254,7 +254,7 @@ def _convolve(
     spatial = 1 if op == "linear" else int(op[-2])
     if input.dim() == spatial + 1 and weight.dim() == spatial + 2:
         one = lambda t: None if t is None else t.unsqueeze(0)  # noqa: E731
-        y = _convolve(
+        y = convolve(
             op, one(input), weight, bias, stride, padding, dilation, groups, output_padding, activation, one(residual),
             padding_mode, variant, one(out), owner,
         )  # fmt: skip
@@ -386,53 +386,3 @@ def _is_small(input: Tensor, weight: Tensor, groups: int, transposed: bool) -> b
     channels = weight.shape[0] if transposed else weight.shape[1] * groups
     few = input.numel() * weight.numel() < SMALL * channels
     return few and input.is_cpu and input.dtype is not torch.float16
-
-
-def linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None,
-    residual: Tensor | None = None, variant: str | None = None,
-) -> Tensor:  # fmt: skip
-    """``torch.nn.functional.linear``, then ``activation(result + residual)`` in the same pass.
-
-    Args:
-        input: [..., K]. weight: [M, K]. bias: [M] or None.
-        activation: None, "relu", "silu", "gelu" (by erf), "tanh" or "sigmoid".
-        residual: [..., M], added before the activation.
-        variant: "naive", "direct" or "gemm" on the CPU; "naive", "shared" or "implicit_gemm" on CUDA. None: the fastest.
-
-    Returns:
-        Tensor: [..., M].
-
-    Raises:
-        What ``torch.nn.functional.linear`` raises, and
-        TypeError: an argument that must be a tensor is none.
-        ValueError: an unknown activation or variant, a residual that does not fit.
-    """
-    check_tensors("linear", ("input", input), ("weight", weight))
-    check_optional("linear", ("bias", bias), ("residual", residual))
-    if activation is not None and activation not in _NAMED:
-        raise ValueError(f"linear: activation must be None or one of {', '.join(map(repr, _NAMED))}: got {activation!r}")
-    forced = variant is not None or _backend._current == "dlops" or _backend._recorder is not None
-    half = input.dtype is torch.float16 and input.is_cpu and _backend._current == "auto"  # torch has no fast kernel for it
-    fits = input.dim() > 0 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
-    if not (forced or half) or not fits or input.numel() == 0 or weight.numel() == 0:
-        y = F.linear(input, weight, bias)
-        if residual is not None:
-            _check_residual(residual, y.shape)
-            y = y + residual
-        return ACTIVATIONS[activation or "none"](y)
-    shape = (*input.shape[:-1], weight.shape[0])
-    if residual is not None:
-        _check_residual(residual, shape)
-    # [..., K] is a 1-D image of one sample whose pixels are the rows, its channels side by side.
-    rows = lambda t: None if t is None else t.reshape(-1, t.shape[-1]).t().unsqueeze(0)  # noqa: E731
-    y = _convolve(
-        "linear", rows(input), weight.unsqueeze(-1), bias, 1, 0, 1, 1, None, activation, rows(residual), "zeros", variant, None,
-        weight,
-    )  # fmt: skip
-    return y.squeeze(0).t().reshape(shape)
-
-
-def _check_residual(residual: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(residual.shape) != tuple(shape):
-        raise ValueError(f"linear: residual has shape {list(residual.shape)}, expected {list(shape)}")
