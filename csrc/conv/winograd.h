@@ -115,24 +115,6 @@ DLOPS_INLINE void product(int64_t vectors, int64_t tiles, int64_t depth, const f
   }
 }
 
-template <class T>
-Image<T> source_image(const ConvForwardParams& p, int64_t group) {
-  const int64_t channels = p.group_channels();
-  return {static_cast<const T*>(p.x),
-          p.batch * p.channels * p.in_pixels(),
-          p.channels,
-          group * channels,
-          channels,
-          p.in[1],
-          p.in[2],
-          p.padding[1],
-          p.padding[2],
-          p.out[1] + 2 - p.padding[1],
-          p.out[2] + 2 - p.padding[2],
-          p.padding_mode,
-          p.channels_last};
-}
-
 template <class Tile, class T>
 void winograd_chunk(const ConvForwardParams& p, const WinogradPlan<Tile>& plan, int64_t chunk) {
   constexpr int kIn = Tile::kIn;
@@ -148,8 +130,8 @@ void winograd_chunk(const ConvForwardParams& p, const WinogradPlan<Tile>& plan, 
   float *strip = m.data + kIn * kIn * m.plane, *bias = strip + plan.strip_floats();
 
   const auto transform = [](const Vec(&d)[kIn], Vec(&u)[kIn]) { Tile::image(d, u); };
-  transform_tiles<Tile::kOut, kIn, kIn, kIn>(source_image<T>(p, group), plan.tiling, first, count, v, strip,
-                                             transform, transform);
+  transform_tiles<Tile::kOut, kIn, kIn, kIn>(source_image<T>(p, p.x, group), plan.tiling, first, count, v,
+                                             strip, transform, transform);
 
   const PackedWeights<Tile> weights(p);
   const int64_t tiles = count * plan.tiling.tiles;

@@ -69,6 +69,25 @@ struct Image {
   int64_t source_column(int64_t x) const { return source(x, width, left, right, mode); }
 };
 
+// The channels of one group of x, for the forward pass and for the weight pass.
+template <class T>
+Image<T> source_image(const ConvProblem& p, const void* x, int64_t group) {
+  const int64_t channels = p.group_channels();
+  return {static_cast<const T*>(x),
+          p.batch * p.channels * p.in_pixels(),
+          p.channels,
+          group * channels,
+          channels,
+          p.in[1],
+          p.in[2],
+          p.padding[1],
+          p.padding[2],
+          p.out[1] + 2 - p.padding[1],
+          p.out[2] + 2 - p.padding[2],
+          p.padding_mode,
+          p.channels_last};
+}
+
 // kLanes neighbours of a row, from column x0 on, some of them perhaps outside of the image.
 template <class T>
 class RowReader {

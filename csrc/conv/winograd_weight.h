@@ -85,23 +85,6 @@ DLOPS_INLINE void add_products(const WinogradWeightPlan& plan, int64_t tiles, in
 }
 
 template <class T>
-Image<T> weight_pass_image(const ConvWeightParams& p, int64_t group) {
-  const int64_t channels = p.group_channels();
-  return {static_cast<const T*>(p.x),
-          p.batch * p.channels * p.in_pixels(),
-          p.channels,
-          group * channels,
-          channels,
-          p.in[1],
-          p.in[2],
-          p.padding[1],
-          p.padding[2],
-          p.out[1] + 2 - p.padding[1],
-          p.out[2] + 2 - p.padding[2],
-          PaddingMode::zeros,
-          p.channels_last};
-}
-template <class T>
 Image<T> weight_pass_gradient(const ConvWeightParams& p, int64_t first, int64_t filters) {
   return {static_cast<const T*>(p.dy),
           p.batch * p.filters * p.out_pixels(),
@@ -130,7 +113,7 @@ void winograd_weight_chunk(const ConvWeightParams& p, const WinogradWeightPlan& 
   const Planes d{v.data + kRows * 6 * v.plane, plan.d_row, plan.d_plane};
   float *sums = d.data + kRows * 6 * d.plane, *strip = sums + kRows * 6 * plan.sum_plane;
 
-  const Image<T> x = weight_pass_image<T>(p, group),
+  const Image<T> x = source_image<T>(p, p.x, group),
                  dy = weight_pass_gradient<T>(p, group * plan.filters + filter, filters);
   const SomeRows<kRows, 6> image_rows(Tile4::kImageRows, i);
   const SomeRows<kRows, 4> gradient_rows(Tile4::kResultColumns, i);
