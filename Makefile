@@ -58,7 +58,7 @@ cuda-check: build
 	else $(P) csrc/cuda/kernel_resources.py --check $$logs; fi
 
 # The CUDA kernels in the simt runner: random orders, the race build, and bugs planted in them, each of which must be caught.
-SIMT_TESTS = tests/attention tests/conv tests/diffusion tests/norm
+SIMT_TESTS = tests/attention tests/conv tests/diffusion tests/lstm tests/norm
 simt: build
 	for seed in 1 2 3; do DLOPS_SIMT_ORDER=random DLOPS_SIMT_SEED=$$seed \
 	  $(P) -m pytest --simt=only-plain -k simt $(SIMT_TESTS) || exit 1; done

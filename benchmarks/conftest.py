@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=1, help="torch threads on the CPU")
     group.addoption("--seconds", type=float, default=0.3, help="side-by-side timing per case")
     group.addoption("--compile", choices=("none", "some", "all"), default="none", help="time these compiled, too")
+    group.addoption("--large", action="store_true", help="also the cases that take seconds per call, or are very many")
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,8 @@ def run_case(benchmark, where: dict[str, object], request: pytest.FixtureRequest
 
     def run(case: bench.Case) -> None:
         device = torch.device(request.config.getoption("--device"))
+        if not case.is_for(device, request.config.getoption("--large")):
+            pytest.skip(f"only on {case.device}" if case.device not in (None, device.type) else "needs --large")
         which = request.config.getoption("--compile")
         compiled = which == "all" or (which == "some" and case.compile)
         row = bench.measure(case, device, seconds=request.config.getoption("--seconds"), compile=compiled)

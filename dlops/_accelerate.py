@@ -94,13 +94,13 @@ def accelerate(model: Any) -> Report:
     """Swaps what dlops has into `model`, in place.
 
     Modules of the exact types torch.nn.Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, Linear, GroupNorm, LayerNorm,
-    RMSNorm, MultiheadAttention, TransformerEncoderLayer and TransformerDecoderLayer (with the stacks of these layers) become
-    ours and share their parameters. A GroupNorm followed by a SiLU within a torch.nn.Sequential, and those within diffusers'
-    ResnetBlock2D, run as one kernel. A transformers model gets the attention implementation "dlops", a diffusers model's
-    attention processors our attention in the place of torch's. A pipeline's scheduler is replaced by ours of the same name
-    (before sampling: its position in a schedule is not taken over). Left alone, with the reason in the report: subclasses,
-    modules with hooks, parametrizations, a replaced `forward`, float64 or quantised parameters. Calling it again changes
-    nothing more.
+    RMSNorm, LSTM, GRU, RNN (and their cells), MultiheadAttention, TransformerEncoderLayer and TransformerDecoderLayer (with
+    the stacks of these layers) become ours and share their parameters. A GroupNorm followed by a SiLU within a
+    torch.nn.Sequential, and those within diffusers' ResnetBlock2D, run as one kernel. A transformers model gets the attention
+    implementation "dlops", a diffusers model's attention processors our attention in the place of torch's. A pipeline's
+    scheduler is replaced by ours of the same name (before sampling: its position in a schedule is not taken over). Left
+    alone, with the reason in the report: subclasses, modules with hooks, parametrizations, a replaced `forward`, float64 or
+    quantised parameters. Calling it again changes nothing more.
 
     Args:
         model: a torch.nn.Module or a diffusers pipeline (anything with a dict `components`).
@@ -300,6 +300,8 @@ for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTransp
 # MultiheadAttention's own: it uses the weight and never calls the module.
 register(nn.modules.linear.NonDynamicallyQuantizableLinear, "", refuse=lambda module: NOT_CONCERNED)
 register(nn.GroupNorm, "dlops.nn.GroupNorm")
+for _kind in (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+    register(_kind, f"dlops.nn.{_kind.__name__}")
 register(nn.LayerNorm, "dlops.nn.LayerNorm")
 register(nn.RMSNorm, "dlops.nn.RMSNorm")
 register(nn.MultiheadAttention, "dlops.nn.MultiheadAttention")

@@ -1,15 +1,19 @@
 """The benchmark machinery: that it compares what it says. No test asserts a time."""
 
+import importlib.util
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dlops import bench
-from dlops.bench import baselines, machine
+from dlops.bench import baselines, curve, machine, timing
 from dlops.bench.timing import Result
+from dlops.cli import main
 
 CPU = torch.device("cpu")
 
@@ -75,7 +79,7 @@ def test_cases_have_unique_names_and_work():
 
 
 def test_unknown_family():
-    families = "attention, conv, diffusion, linear, models, norm"
+    families = "attention, conv, diffusion, linear, lstm, models, norm"
     with pytest.raises(ValueError, match=f"family is 'convolution', expected one of {families}"):
         bench.cases("convolution")
 
@@ -106,6 +110,30 @@ def test_convolution_candidates_compute_the_same(case):
     built = case.build(CPU)
     ours, stock = built.dlops(), built.stock()
     torch.testing.assert_close(ours, stock, rtol=2e-2, atol=2e-2 * float(stock[0].abs().max()))
+
+
+RECURRENT = [case for case in bench.cases("lstm") if case.is_for("cpu") and case.flops < 3e8]
+
+
+@pytest.mark.parametrize("case", RECURRENT, ids=lambda case: case.id)
+def test_recurrent_candidates_compute_the_same(case):
+    torch.manual_seed(0)
+    built = case.build(CPU)
+    ours, stock = built.dlops(), built.stock()
+    if case.op == "lstm.zoneout.training":  # each draws masks of its own
+        assert [t.shape for t in ours] == [t.shape for t in stock]
+        return
+    largest = max(float(t.abs().max()) for t in (stock if isinstance(stock, tuple) else (stock,)))
+    torch.testing.assert_close(ours, stock, rtol=2e-2, atol=2e-2 * largest)
+
+
+def test_cases_of_one_device_or_size():
+    case = bench.cases("norm")[0]
+    assert case.is_for("cpu")
+    assert case.is_for("cuda:1")
+    assert not replace(case, device="cuda").is_for("cpu")
+    assert not replace(case, large=True).is_for("cpu")
+    assert replace(case, large=True).is_for("cpu", large=True)
 
 
 @pytest.mark.parametrize("case", [c for c in bench.cases("models") if c.baseline == "torch"], ids=lambda case: case.id)
@@ -139,6 +167,71 @@ def test_measure_and_tell(tmp_path):
     assert "2x1280x8x8" in text
     assert "Measured roof: float32" in text
     assert "MKL: not measured: an Intel CPU." in text
+
+
+def test_curve_measures_every_layer_at_every_length(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(timing.gc, "collect", lambda: 0)  # which takes longer than all the rest
+    measured = curve.measure([3, 8], width=16, heads=2, taps=4, batch=2, seconds=0.0)
+    assert {(p.layer, p.passes, p.length) for p in measured.points} == set(
+        itertools.product(("LSTM", "GRU", "attention", "convolution"), (curve.FORWARD, curve.BOTH), (3, 8))
+    )
+    assert all(p.dlops > 0 and p.torch > 0 and p.ratio > 0 for p in measured.points)
+    assert [p.length for p in measured.line("GRU", curve.BOTH)] == [3, 8]
+    told = json.loads(measured.as_json())
+    assert told["environment"]["threads"] == told["threads"] == 1
+    assert told["points"][0]["dlops"] == measured.points[0].dlops
+    assert told["parameters"]["LSTM"] == 8 * 16 * 17
+    table = measured.table()
+    assert "convolution, 4 taps, causal, 1 k parameters" in table
+    assert "width 16, batch 2, float32, cpu, 1 thread, medians by thread CPU time." in table
+
+
+@pytest.mark.parametrize("lengths", [[], [8, 0]])
+def test_curve_rejects_lengths(lengths):
+    with pytest.raises(ValueError, match="curve: lengths must be one or more numbers of at least 1"):
+        curve.measure(lengths)
+
+
+def test_curve_sees_no_later_token():
+    layers = curve._layers(torch.nn, torch.nn.functional, width=8, heads=2, taps=3)
+    for name, layer in layers.items():
+        x = torch.randn(1, 8, 8)
+        y = layer(x)
+        along = 2 if name == "convolution" else 1
+        torch.testing.assert_close(layer(x.narrow(along, 0, 5)), y.narrow(along, 0, 5))
+
+
+def _curve(lengths=(64, 128), **options):
+    points = [
+        curve.Point(name, passes, length, 1e-6 * length, 2e-6 * length, 2.0)
+        for name, passes, length in itertools.product(curve.COLOURS, (curve.FORWARD, curve.BOTH), lengths)
+    ]
+    return curve.Curve(points, 256, 1, 4, 8, dict.fromkeys(curve.COLOURS, 1000), "wall", "cpu", 2)
+
+
+def test_curve_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = curve.figure(_curve())
+    assert [len(panel.lines) for panel in picture.axes] == [8, 8]  # 4 layers, ours and torch's
+    for name in ("curve.png", "curve.svg"):
+        picture.savefig(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_curve_on_the_command_line(drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(curve, "measure", _curve)
+    if drawn:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    told, picture = tmp_path / "deep" / "curve.json", tmp_path / "deeper" / "curve.svg"
+    options = ["--curve", "--lengths", "2", "5", "--seconds", "0.001", "--json", str(told), "--figure", str(picture)]
+    assert main(["bench", *options]) == 0
+    assert {point["length"] for point in json.loads(told.read_text())["points"]} == {2, 5}
+    assert picture.exists() == drawn
+    assert ("needs matplotlib" in capsys.readouterr().out) != drawn
 
 
 def test_the_best_free_baseline_is_the_hardest():

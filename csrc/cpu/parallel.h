@@ -4,6 +4,10 @@
 #pragma once
 #include <cstdint>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "../api.h"
 
 namespace dlops::cpu {
@@ -38,6 +42,22 @@ inline void parallel_for(int threads, int64_t n, F f) {
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1)
   for (int64_t i = 0; i < n; i++) error.run(call, &f, i);
   error.rethrow();
+}
+
+// f(member, members) once on each of `threads` threads, which may meet at team_barrier(). For kernels with many dependent
+// steps, which would pay for a region each. f must not throw: a member that left would be waited for.
+template <class F>
+inline void team(int threads, F f) {
+  if (threads <= 1) return f(0, 1);
+#pragma omp parallel num_threads(threads)
+  {
+#if defined(_OPENMP)
+    f(omp_get_thread_num(), omp_get_num_threads());
+#endif
+  }
+}
+inline void team_barrier() {
+#pragma omp barrier
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "../attention/launch.h"
 #include "../conv/launch.h"
 #include "../diffusion/launch.h"
+#include "../lstm/launch.h"
 #include "../norm/launch.h"
 #include "checker.h"
 #include "conformance.h"
@@ -28,6 +29,7 @@ py::dict tables() {
   all["attention"] = py::capsule(&attention_cuda, "dlops.attention");
   all["conv"] = py::capsule(&conv_cuda, "dlops.conv");
   all["diffusion"] = py::capsule(&diffusion_cuda, "dlops.diffusion");
+  all["lstm"] = py::capsule(&lstm_cuda, "dlops.lstm");
   all["norm"] = py::capsule(&norm_cuda, "dlops.norm");
   return all;
 }
@@ -43,6 +45,7 @@ py::list catalogue() {
   add(attention_cuda.kernels, attention_cuda.kernel_count);
   add(conv_cuda.kernels, conv_cuda.kernel_count);
   add(diffusion_cuda.kernels, diffusion_cuda.kernel_count);
+  add(lstm_cuda.kernels, lstm_cuda.kernel_count);
   add(norm_cuda.kernels, norm_cuda.kernel_count);
   return rows;
 }

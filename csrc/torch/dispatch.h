@@ -22,6 +22,7 @@ struct Family {
 // Launches what `pick` takes from a table of CUDA launchers, with the workspace that the kernel wants on like's device.
 template <class Cuda, class Params, class Pick>
 void launch(const char* op, const Cuda& table, const Tensor& like, Params& p, Pick pick, void* stream) {
+  const auto kernel = pick(table);  // first: it may write what the workspace depends on into p
   OptionalTensor workspace;
   if constexpr (requires { table.workspace(p); }) {
     if (const int64_t floats = table.workspace(p)) {
@@ -29,7 +30,7 @@ void launch(const char* op, const Cuda& table, const Tensor& like, Params& p, Pi
       p.workspace = static_cast<float*>(workspace->mutable_data_ptr());
     }
   }
-  check_launch(op, pick(table)(p, stream));
+  check_launch(op, kernel(p, stream));
 }
 
 // Runs the kernel that `pick` takes from the table of like's device; on a GPU with the device guard and the current stream.

@@ -19,6 +19,16 @@ from dlops.functional.conv import (
 )
 from dlops.functional.diffusion import STEP_COLUMNS, add_noise, diffusion_step, randn
 from dlops.functional.linear import linear
+from dlops.functional.lstm import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
+)
 from dlops.functional.norm import group_norm, layer_norm, rms_norm
 from dlops.functional.rotary import apply_rotary
 
@@ -36,10 +46,18 @@ __all__ = [
     "conv_transpose3d",
     "diffusion_step",
     "group_norm",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "linear",
+    "lstm",
+    "lstm_cell",
     "merge_attention",
     "randn",
     "rms_norm",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
     "scaled_dot_product_attention",
 ]

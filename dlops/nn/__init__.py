@@ -24,6 +24,8 @@ from dlops.nn.conv import (
     LazyConvTranspose3d,
 )
 from dlops.nn.linear import LazyLinear, Linear
+from dlops.nn.lstm import GRU, LSTM, RNN
+from dlops.nn.lstm_cells import GRUCell, LSTMCell, RNNCell
 from dlops.nn.norm import GroupNorm, GroupNormSiLU, LayerNorm, RMSNorm
 from dlops.nn.positions import ALiBi, LearnedPositions, RotaryPositions, SinusoidalPositions, alibi_slopes
 from dlops.nn.transformer import (
@@ -43,9 +45,13 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "GRU",
+    "GRUCell",
     "GroupNorm",
     "GroupNormSiLU",
     "KVCache",
+    "LSTM",
+    "LSTMCell",
     "LayerNorm",
     "LazyConv1d",
     "LazyConv2d",
@@ -58,6 +64,8 @@ __all__ = [
     "Linear",
     "MultiheadAttention",
     "RMSNorm",
+    "RNN",
+    "RNNCell",
     "RotaryPositions",
     "SinusoidalPositions",
     "Transformer",

@@ -3,6 +3,6 @@
 The twins are the oracle of the tests and the path for what the kernels do not take (float64, gradients of gradients).
 """
 
-from dlops.reference import attention, conv, diffusion, norm, philox
+from dlops.reference import attention, conv, diffusion, lstm, norm, philox
 
-__all__ = ["attention", "conv", "diffusion", "norm", "philox"]
+__all__ = ["attention", "conv", "diffusion", "lstm", "norm", "philox"]

@@ -19,7 +19,13 @@ from dlops.study import _runner
 from dlops.study._report import Index, Report, make_launches, make_trace
 
 #: The functional op behind a catalogue op of another name.
-_FUNCTIONAL = {"row_norm": "layer_norm", "diffusion_reduce": "diffusion_step", "conv": "conv2d"}
+_FUNCTIONAL = {
+    "row_norm": "layer_norm",
+    "diffusion_reduce": "diffusion_step",
+    "conv": "conv2d",
+    "recurrence": "lstm",
+    "gates": "lstm_cell",
+}
 
 #: The op whose gradient a catalogue op computes, where its name does not end in "_backward".
 _GRADIENT_OF = {"conv_data": "conv", "conv_weight": "conv"}

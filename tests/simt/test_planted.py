@@ -11,14 +11,16 @@ from dlops.study import planting
 from tests.attention import planted as attention
 from tests.conv import planted_cuda, planted_implicit
 from tests.diffusion import planted as diffusion
+from tests.lstm import planted as lstm
+from tests.lstm import planted_persistent
 from tests.norm import planted as norm
 from tests.simt.bugs import TOLERANCE, symptom
 
 race = pytest.importorskip("dlops._simt_race", reason="the race build of the simt runner is not built")
 
-FAMILIES = (attention, planted_cuda, planted_implicit, diffusion, norm)
+FAMILIES = (attention, planted_cuda, planted_implicit, diffusion, lstm, planted_persistent, norm)
 BUGS = [bug for family in FAMILIES for bug in family.BUGS]
-TOLERANCES = attention.TOLERANCES | planted_implicit.TOLERANCES
+TOLERANCES = attention.TOLERANCES | planted_implicit.TOLERANCES | lstm.TOLERANCES | planted_persistent.TOLERANCES
 
 
 @pytest.fixture(scope="module")

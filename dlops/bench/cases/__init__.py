@@ -5,6 +5,7 @@ from dlops.bench.cases.attention import attention_cases
 from dlops.bench.cases.conv import conv_cases
 from dlops.bench.cases.diffusion import diffusion_cases
 from dlops.bench.cases.linear import linear_cases
+from dlops.bench.cases.lstm import lstm_cases
 from dlops.bench.cases.models import model_cases
 from dlops.bench.cases.norm import norm_cases
 
@@ -13,13 +14,14 @@ FAMILIES = {
     "conv": conv_cases,
     "diffusion": diffusion_cases,
     "linear": linear_cases,
+    "lstm": lstm_cases,
     "models": model_cases,
     "norm": norm_cases,
 }
 
 
 def cases(family: str | None = None) -> list[Case]:
-    """Cases of one family ("attention", "conv", "diffusion", "linear", "models", "norm"), or of all.
+    """Cases of one family ("attention", "conv", "diffusion", "linear", "lstm", "models", "norm"), or of all.
 
     Raises:
         ValueError: unknown family.

@@ -30,6 +30,11 @@ class Case:
     bytes: float  # least traffic: every input read once, every output written once
     baseline: str = "torch"  # whose code `stock` is
     compile: bool = False  # one of the few that are compiled by default (20 s and more each)
+    device: str | None = None  # "cpu" or "cuda": the only one that it is for
+    large: bool = False  # left out unless asked for: seconds per call, or one of very many
+
+    def is_for(self, device: torch.device | str, large: bool = False) -> bool:
+        return self.device in (None, torch.device(device).type) and (large or not self.large)
 
     @property
     def id(self) -> str:

@@ -1,0 +1,7 @@
+#include "launch_turns.h"
+
+namespace dlops::lstm {
+
+template int turns_backward<__half, true>(const RecurrenceBackwardParams&, dlops_stream);
+
+}  // namespace dlops::lstm
