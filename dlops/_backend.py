@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch._C._functorch import peek_interpreter_stack as _peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -114,11 +113,15 @@ def choose(
     return use
 
 
-def transforming() -> bool:
-    """Inside torch.func.vmap / grad / jvp or forward-mode AD, where an op without those rules must be composed of torch's.
+def is_plain() -> bool:
+    """Backend "auto", nothing recorded, no transform: a call that torch computes the faster may go straight to it."""
+    return _current == "auto" and _recorder is None and not transforming()
 
-    False while torch.compile traces: Dynamo does not follow the interpreter stack.
-    """
-    if torch.compiler.is_compiling():
-        return False
+
+def transforming() -> bool:
+    """Inside torch.func.vmap / grad / jvp or forward-mode AD, where an op without those rules must be composed of torch's."""
     return _peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# torch.compile runs it where it stands in the traced function, within the transforms that are traced there.
+transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]

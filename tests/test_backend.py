@@ -109,3 +109,31 @@ def test_nn_falls_through_to_torch():
     assert "Transformer" in dir(dlops.nn)
     with pytest.raises(AttributeError, match="Convolution9d"):
         _ = dlops.nn.Convolution9d
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: dlops.nn.GroupNorm(2, 64), (2, 64, 24, 24)),
+        (lambda: dlops.nn.LayerNorm(512), (128, 512)),
+        (lambda: dlops.nn.Conv2d(16, 16, 3, padding=1), (2, 16, 24, 24)),
+        (lambda: dlops.nn.GRU(8, 16), (5, 3, 8)),
+        (lambda: dlops.nn.LSTM(8, 16), (5, 3, 8)),
+    ],
+    ids=["GroupNorm", "LayerNorm", "Conv2d", "GRU", "LSTM"],
+)
+def test_compiled_transforms(make, shape):
+    """torch.func.grad within a compiled function, where our ops have no rule for the transform, and without one."""
+    torch._dynamo.reset()
+    module, x = make(), torch.randn(shape)
+
+    def loss(x):
+        y = module(x)
+        return (y[0] if isinstance(y, tuple) else y).square().sum()
+
+    compiled = torch.compile(lambda x: (torch.func.grad(loss)(x), loss(x)), backend="aot_eager")
+    with torch.no_grad():
+        grad, value = compiled(x)
+    want = torch.func.grad(loss)(x)
+    torch.testing.assert_close(grad, want, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(value, loss(x).detach(), rtol=1e-4, atol=1e-4)

@@ -87,6 +87,14 @@ inline void check_packed(const char* op, const RecurrenceProblem& p) {
   if (at != p.rows) refuse(op, "the packed input has ", p.rows, " rows, but its lengths add up to ", at);
 }
 
+template <class Params>
+void fill_zoneout(const char* op, Params& p, double h, double c) {
+  for (double z : {h, c})
+    if (!(z >= 0 && z < 1)) refuse(op, "zoneout must lie in [0, 1): got ", z);
+  p.zoneout_h = static_cast<float>(h);
+  p.zoneout_c = static_cast<float>(c);
+}
+
 // input: [T, B, width], [B, T, width] with batch_first, or packed [rows, width].
 inline void fill(const char* op, RecurrenceProblem& p, Operands& operands, const Tensor& input,
                  const Tensor& w_hh, const Options& o) {
@@ -136,10 +144,7 @@ inline void fill(const char* op, RecurrenceProblem& p, Operands& operands, const
   p.cell_bias = operands.take<float>("cell_bias", o.cell_bias, {p.hidden});
   if ((p.cell_weight || p.cell_bias) && (p.cell != Cell::lstm || !p.cell_weight || !p.cell_bias))
     refuse(op, "cell_weight and cell_bias go together, with an lstm");
-  for (double z : {o.zoneout_h, o.zoneout_c})
-    if (!(z >= 0 && z < 1)) refuse(op, "zoneout must lie in [0, 1): got ", z);
-  p.zoneout_h = static_cast<float>(o.zoneout_h);
-  p.zoneout_c = static_cast<float>(o.zoneout_c);
+  fill_zoneout(op, p, o.zoneout_h, o.zoneout_c);
   p.eps = static_cast<float>(o.eps);
 }
 

@@ -94,6 +94,15 @@ void backward_gates(const RecurrenceBackwardParams& p, const Elements& e, const 
   }
 }
 
+// A row without an element.
+template <class T>
+void pad_gradients(const RecurrenceBackwardParams& p, const Elements& e, const Place& at) {
+  const int64_t width = p.gates() * p.hidden;
+  for (int64_t j = 0; j < width; j++) e.dgates_x[at.row * width + j] = e.dgates_h[at.row * width + j] = 0;
+  T* dx = static_cast<T*>(p.dx);
+  for (int64_t k = 0; dx && k < p.input; k++) store1(dx + at.row * p.input + k, 0);
+}
+
 // work: [2 H + 2 max(H, I)]
 template <class T>
 void backward_sample(const RecurrenceBackwardParams& p, const Elements& e, int64_t b, float* work) {
@@ -108,7 +117,7 @@ void backward_sample(const RecurrenceBackwardParams& p, const Elements& e, int64
   for (int64_t step = p.steps - 1; step >= 0; step--) {
     const Place at = place(p, step, b);
     if (!at.there) {
-      for (int64_t k = 0; dx && !p.offsets && k < p.input; k++) store1(dx + at.row * p.input + k, 0);
+      if (!p.offsets) pad_gradients<T>(p, e, at);
       continue;
     }
     backward_gates<T>(p, e, at, b, dh, dc);

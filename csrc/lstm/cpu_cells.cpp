@@ -36,7 +36,7 @@ void cells_backward(const RecurrenceBackwardParams& p) {
     team(members, [&](int member, int count) {
       float* mine = work.floats() + member * each;
       for (int64_t b = member; b < p.batch; b += count) backward_sample<T>(p, e, b, mine);
-      team_barrier();
+      if (count > 1) team_barrier();
       for (int64_t j = member; j < width; j += count) {
         weight_row(p, e.dgates_x, j, static_cast<const T*>(p.x), p.input, p.dw_ih, mine, p.db_ih);
         weight_row(p, e.dgates_h, j, e.h, p.hidden, p.dw_hh, mine, p.db_hh);

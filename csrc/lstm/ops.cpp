@@ -55,20 +55,11 @@ Tensor recurrence_pack(Tensor w, int64_t gates) {
       {static_cast<int>(gates), w.size(0) / gates, w.size(1), dtype, in_order.const_data_ptr(), nullptr}, w);
 }
 
-// The packed form of one weight: what the caller kept, or made now. Null where there is no weight.
-class Packed {
- public:
-  const float* of(const char* op, const char* name, const OptionalTensor& kept, PackParams pack,
-                  const Tensor& like) {
-    if (!pack.w) return nullptr;
-    if (kept) return kept_weight(op, name, *kept, pack);
-    made_.push_back(packed_of(pack, like));
-    return static_cast<const float*>(made_.back().const_data_ptr());
-  }
-
- private:
-  std::vector<Tensor> made_;
-};
+// The packed form of one weight that the caller kept, or null: the kernel packs for itself.
+const float* packed_or_none(const char* op, const char* name, const OptionalTensor& kept,
+                            const PackParams& pack) {
+  return pack.w && kept ? kept_weight(op, name, *kept, pack) : nullptr;
+}
 
 struct Weights {
   Tensor w_hh;
@@ -113,6 +104,7 @@ std::vector<Tensor> recurrence(Tensor input, Tensor w_hh, OptionalTensor w_ih, O
   if (w_ih) {
     if (on_cuda(input)) refuse(op, "w_ih must be None on this device: give W_ih x as input");
     p.input = shape.back();
+    if (p.input == 0) refuse(op, "input has no features: got shape ", shape_of(input));
     p.x = operands.take("input", input, shape, w_hh.scalar_type());
   } else {
     Sizes expected = shape;
@@ -123,7 +115,7 @@ std::vector<Tensor> recurrence(Tensor input, Tensor w_hh, OptionalTensor w_ih, O
   p.b_ih = operands.take("b_ih", b_ih, {g}, w_hh.scalar_type());
   p.b_hh = operands.take("b_hh", b_hh, {g}, w_hh.scalar_type());
 
-  const bool is_lstm = p.cell == Cell::lstm, empty = p.batch * p.steps == 0;
+  const bool is_lstm = p.cell == Cell::lstm, empty = p.rows == 0 || p.batch * p.steps == 0;
   auto new_or_none = [&](bool wanted, int64_t width) {
     return wanted ? new_rows(w_hh, input, width, true) : new_floats(w_hh, {0});
   };
@@ -146,18 +138,17 @@ std::vector<Tensor> recurrence(Tensor input, Tensor w_hh, OptionalTensor w_ih, O
   p.c = floats(c);
   p.hat = floats(hat);
   p.rstd = floats(rstd);
-  Packed packed;
   run(op, kFamily, w_hh, p, [&](const auto& table) {
     p.rung = rung_of(op, table, p, variant);
     if constexpr (requires { table.pack; }) {
       if (p.rung == Rung::fused_cell) {
         const int gates = static_cast<int>(p.gates());
         p.packed_ih =
-            packed.of(op, "packed_ih", packed_ih, {gates, p.hidden, p.input, p.dtype, p.w_ih, nullptr}, w_hh);
+            packed_or_none(op, "packed_ih", packed_ih, {gates, p.hidden, p.input, p.dtype, p.w_ih, nullptr});
         p.packed_hh =
-            packed.of(op, "packed_hh", packed_hh, {gates, p.hidden, p.state, p.dtype, p.w_hh, nullptr}, w_hh);
+            packed_or_none(op, "packed_hh", packed_hh, {gates, p.hidden, p.state, p.dtype, p.w_hh, nullptr});
         p.packed_hr =
-            packed.of(op, "packed_hr", packed_hr, {1, p.state, p.hidden, p.dtype, p.w_hr, nullptr}, w_hh);
+            packed_or_none(op, "packed_hr", packed_hr, {1, p.state, p.hidden, p.dtype, p.w_hr, nullptr});
       }
     }
     return table.rungs[static_cast<int>(p.rung)].forward;
@@ -181,6 +172,8 @@ std::vector<Tensor> recurrent_cell(Tensor x, Tensor w_ih, Tensor w_hh, OptionalT
   p.steps = p.step_stride = p.batch_stride = 1;
   p.batch = p.rows = x.size(0);
   p.input = x.size(1);
+  if (p.input == 0) refuse(op, "input has no features: got shape ", shape_of(x));
+  if (p.cell == Cell::lstm && !c) refuse(op, "an lstm needs c");
   p.hidden = p.state = w_hh.size(1);
   const int64_t g = p.gates() * p.hidden;
   p.x = operands.take("input", x, {p.batch, p.input}, type);
@@ -197,12 +190,11 @@ std::vector<Tensor> recurrent_cell(Tensor x, Tensor w_ih, Tensor w_hh, OptionalT
   p.cn = p.cell == Cell::lstm ? made[1].mutable_data_ptr() : nullptr;
   p.rung = Rung::fused_cell;
   p.threads = threads();
-  Packed packed;
   const int gates = static_cast<int>(p.gates());
   p.packed_ih =
-      packed.of(op, "packed_ih", packed_ih, {gates, p.hidden, p.input, p.dtype, p.w_ih, nullptr}, w_hh);
+      packed_or_none(op, "packed_ih", packed_ih, {gates, p.hidden, p.input, p.dtype, p.w_ih, nullptr});
   p.packed_hh =
-      packed.of(op, "packed_hh", packed_hh, {gates, p.hidden, p.hidden, p.dtype, p.w_hh, nullptr}, w_hh);
+      packed_or_none(op, "packed_hh", packed_hh, {gates, p.hidden, p.hidden, p.dtype, p.w_hh, nullptr});
   lstm_cpu().rungs[static_cast<int>(p.rung)].forward(p);
   return made;
 }
@@ -236,6 +228,7 @@ std::vector<Tensor> recurrence_backward(
     return shape;
   };
   if (x) {
+    if (x->dim() != y.dim()) refuse(op, "x must have the dimensions of y: got shape ", shape_of(*x));
     p.input = x->size(x->dim() - 1);
     p.x = operands.take("x", x, rows_of(p.input), type);
   }
@@ -276,7 +269,7 @@ std::vector<Tensor> recurrence_backward(
   p.dcell_weight = add_floats(11, {p.hidden});
   p.dcell_bias = add_floats(12, {p.hidden});
   p.h_before = add(13, [&] { return new_rows(w_hh, y, p.state, false); });
-  if (p.batch * p.steps == 0) {
+  if (p.rows == 0 || p.batch * p.steps == 0) {
     for (Tensor& t : made) torch::stable::zero_(t);
     size_t i = needs[0] ? 1 : 0;  // with no step the state passes through
     for (auto [need, from] : {std::pair{needs[1], dhn}, std::pair{needs[2], dcn}})
@@ -289,6 +282,8 @@ std::vector<Tensor> recurrence_backward(
   if ((p.cell == Cell::lstm && !p.c) || (p.norm_weight && (!p.hat || !p.rstd)))
     refuse(op, "c, hat and rstd must be what recurrence saved");
   if ((needs[0] || needs[5]) && (!p.x || !p.w_ih)) refuse(op, "dx and dw_ih need x and w_ih");
+  if ((needs[7] && !p.w_hr) || (needs[10] && !p.norm_weight) || ((needs[11] || needs[12]) && !p.cell_weight))
+    refuse(op, "dw_hr, dnorm_weight, dcell_weight and dcell_bias need their weights");
   for (size_t i : {0, 5, 6, 7, 8, 9, 10, 11, 12})
     if (needs[i] && on_cuda(y)) refuse(op, "result ", i, " is for the CPU: make it of dgates_x and dgates_h");
   if (needs[13] && !on_cuda(y)) refuse(op, "h_before is for CUDA");

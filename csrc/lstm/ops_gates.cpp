@@ -42,8 +42,7 @@ void fill_gates(const char* op, Params& p, Operands& operands, const Tensor& lik
   p.keep_h = reinterpret_cast<const uint8_t*>(operands.take<bool>("keep_h", a.keep_h, state));
   p.keep_c = reinterpret_cast<const uint8_t*>(operands.take<bool>("keep_c", a.keep_c, state));
   if ((a.keep_h || a.zoneout_h > 0) && !a.h) refuse(op, "zoneout needs h");
-  p.zoneout_h = static_cast<float>(a.zoneout_h);
-  p.zoneout_c = static_cast<float>(a.zoneout_c);
+  fill_zoneout(op, p, a.zoneout_h, a.zoneout_c);
   p.eps = static_cast<float>(a.eps);
 }
 

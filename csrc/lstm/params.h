@@ -66,8 +66,8 @@ struct RecurrenceProblem : RecurrenceExtras {
   constexpr bool projects() const { return state != hidden; }
 };
 
-// Rows without an element (t >= length of b) are zeros in y, c and dx, and unwritten in what else is saved. A sample of length 0
-// keeps its state: hn = h0.
+// Rows without an element (t >= length of b) are zeros in y, c, dx, dgates_x and dgates_h, and unwritten in what else is saved. A
+// sample of length 0 keeps its state: hn = h0.
 struct RecurrenceParams : RecurrenceProblem {
   const void* x;                   // [rows, I], or null
   const float* gates_x;            // [rows, G H]: what stands for W_ih x, where x is null (always on CUDA)
@@ -90,7 +90,6 @@ struct RecurrenceParams : RecurrenceProblem {
 struct RecurrenceBackwardParams : RecurrenceProblem {
   const void* x;                   // or null
   const void *w_ih, *w_hh, *w_hr;  // as they lie
-  const void* b_hh;                // unused but by gru's LayerNorm (recomputing nothing else)
   const void *h0, *c0, *y;
   const float *saved, *c, *hat, *rstd;
   const void *dy, *dhn, *dcn;  // [rows, P], [B, P], [B, H], or null: zeros

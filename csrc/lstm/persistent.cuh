@@ -235,9 +235,10 @@ constexpr KernelInfo kFusedTurn =
     DLOPS_LSTM_KERNEL("recurrence", "fused_cell", "16 samples x 8 units, or 32 x 16", "recurrence_turns");
 constexpr KernelInfo kPersistentTurns =
     DLOPS_LSTM_KERNEL("recurrence", "persistent", "16 samples x 8 units, or 32 x 16", "recurrence_turns");
-// Turns [begin, end). resident: all of them, in a cooperative launch; else one.
+// Turns [begin, end). resident: all of them, in a cooperative launch; else one. (A block to a processor: for the sake of a second
+// one the compiler would spill.)
 template <class Pass, class Tile, bool resident>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     recurrence_turns(const __grid_constant__ typename Pass::Params p, const __grid_constant__ Turns turns,
                      const int64_t begin, const int64_t end) {
   using T = typename Pass::T;

@@ -17,8 +17,8 @@ from dlops import _packed
 from dlops._library import _C, cpu_isa, ops
 from dlops._ops.derivatives import composes, derive
 from dlops.reference import lstm as reference
+from dlops.reference.lstm import GATES
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
 # The tensors of a recurrence, in the order in which every function here takes them. Gradients exist for the first eleven.
@@ -125,6 +125,29 @@ def _recurrent_layer(x, w_hh, w_ih, w_hr, *rest):
     return run((x, w_ih, w_hh, w_hr, *others), settings, save, states, variant)
 
 
+_library.define(
+    "recurrent_step(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h, Tensor? c, str cell) -> Tensor[]"
+)
+
+
+def run_cell(x, w_ih, w_hh, b_ih, b_hh, h, c, cell: str) -> list[Tensor]:
+    """[h, c], or [h], after one step."""
+    if torch.compiler.is_compiling():
+        return ops.recurrent_step.default(x, w_ih, w_hh, b_ih, b_hh, h, c, cell)
+    return ops.recurrent_cell.default(x, w_ih, w_hh, *kept_cell(w_ih, w_hh, cell), b_ih, b_hh, h, c, cell)
+
+
+#: Weights of fewer elements are packed in less time than it takes to look them up.
+UNKEPT = 2048
+
+
+def kept_cell(w_ih: Tensor, w_hh: Tensor, cell: str) -> tuple[Tensor | None, Tensor | None]:
+    if w_hh.numel() < UNKEPT and w_ih.numel() < UNKEPT:
+        return None, None
+    return packed(w_ih, GATES[cell]), packed(w_hh, GATES[cell])
+
+
+_library.impl("recurrent_step", run_cell, "CPU")
 _library.impl("recurrent_layer", _recurrent_layer, "CPU")
 _library.impl("recurrent_layer", _recurrent_layer, "CUDA")
 
@@ -293,8 +316,17 @@ def _(dy, dhn, dcn, dc, x, w_hh, w_ih, w_hr, h0, c0, y, saved, c, hat, rstd, *re
     return [build() for build, need in zip(make, needs) if need]
 
 
+@torch.library.register_fake("dlops::recurrent_step")
+def _(x, w_ih, w_hh, b_ih, b_hh, h, c, cell):
+    return _fake_cell(h, cell)
+
+
 @torch.library.register_fake("dlops::recurrent_cell")
 def _(x, w_ih, w_hh, packed_ih, packed_hh, b_ih, b_hh, h, c, cell):
+    return _fake_cell(h, cell)
+
+
+def _fake_cell(h: Tensor, cell: str) -> list[Tensor]:
     return [torch.empty_like(h, memory_format=torch.contiguous_format) for _ in range(2 if cell == "lstm" else 1)]
 
 

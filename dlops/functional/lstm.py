@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dlops.functional._lstm import Extras, cell_step, network
+from dlops.functional._lstm import network
+from dlops.functional._lstm_cell import cell_step
+from dlops.functional._lstm_checks import Extras
 
 Pair = tuple[Tensor, Tensor]
 

@@ -12,9 +12,9 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from dlops import functional
-from dlops._backend import transforming
+from dlops import _backend, functional
 from dlops._dynamo import traceable
+from dlops.functional import _lstm_rules
 
 States: TypeAlias = "Tensor | tuple[Tensor, Tensor]"  # h, or (h, c)
 
@@ -38,7 +38,9 @@ class _Layers(nn.RNNBase):
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | PackedSequence | None = None,
     ) -> Any:
-        if not torch.compiler.is_compiling():
+        if lengths is None and reset is None and self._is_brief(input):
+            return super().forward(input, hx)
+        if not torch.compiler.is_compiling() and self.weight_hh_l0.is_cuda:
             self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset)
@@ -58,10 +60,6 @@ class _Layers(nn.RNNBase):
         self._check(input, hx, None)
         if input.size(1 - batch_dim) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if lengths is not None:
-            lengths = checked_lengths(
-                self._name, lengths, input.size(batch_dim), input.size(1 - batch_dim), input.device
-            )
         output, states, cells = self._run(input, hx, self.batch_first, lengths=lengths, reset=reset)
         if not is_batched:
             output, states = output.squeeze(batch_dim), _each(lambda state: state.squeeze(1), states)
@@ -90,6 +88,19 @@ class _Layers(nn.RNNBase):
         if cells is not None:
             result.append(PackedSequence(cells, batch_sizes, sorted_indices, unsorted_indices))
         return tuple(result)
+
+    def _is_brief(self, input: Any) -> bool:
+        """Whether torch's forward pass is the faster one, before anything else is asked."""
+        cell = self.mode.lower()
+        if cell not in _lstm_rules.FEW_STEPS or type(input) is not Tensor or input.dim() != 3:
+            return False
+        if torch.compiler.is_compiling() or not _backend.is_plain() or self._has_extras():
+            return False
+        needs_grad = torch.is_grad_enabled() and (input.requires_grad or self.weight_ih_l0.requires_grad)
+        return _lstm_rules.is_brief(cell, input, input.shape[1 if self.batch_first else 0], self.hidden_size, needs_grad)
+
+    def _has_extras(self) -> bool:
+        return False
 
     def _run(
         self, input: Tensor, hx: States | None, batch_first: bool, **more: Any
@@ -133,27 +144,6 @@ def _check_reset(name: str, reset: Any, input: Tensor) -> None:
         )
     if reset.device != input.device:
         raise ValueError(f"{name}: reset is on {reset.device}, expected {input.device}, where input is")
-
-
-def checked_lengths(name: str, lengths: Any, batch: int, steps: int, device: torch.device) -> Tensor:
-    """Lengths as int64 [B] on the device, after every check that needs no wait for the device."""
-    if isinstance(lengths, Tensor):
-        if lengths.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name}: lengths must be of torch.int64 or torch.int32: got {lengths.dtype}")
-    elif isinstance(lengths, Sequence) and all(type(length) is int for length in lengths):
-        lengths = torch.tensor(lengths, dtype=torch.int64)
-    else:
-        raise TypeError(
-            f"{name}: lengths must be a tensor or a sequence of int: got {type(lengths).__name__} {lengths!r}"
-        )
-    if lengths.dim() != 1 or lengths.shape[0] != batch:
-        raise ValueError(f"{name}: lengths has shape {list(lengths.shape)}, expected [{batch}], one for each sequence")
-    if torch.compiler.is_compiling() or lengths.is_cuda:
-        within = ((lengths >= 0) & (lengths <= steps)).all()
-        torch._assert_async(within, f"{name}: lengths must be 0 to the number of steps")
-    elif not transforming() and bool(((lengths < 0) | (lengths > steps)).any()):
-        raise ValueError(f"{name}: lengths must be 0 to {steps}, the number of steps: got {lengths.tolist()}")
-    return lengths.to(device=device, dtype=torch.int64)
 
 
 class _Extended(_Layers):
@@ -236,6 +226,9 @@ class _Extended(_Layers):
     def _chrono(self, bias_ih: Tensor, bias_hh: Tensor) -> None:
         """Tallec & Ollivier 2018, section 2: gates that forget after 1 to T_max steps."""
         raise NotImplementedError
+
+    def _has_extras(self) -> bool:
+        return bool(self.layer_norm or self.recurrent_dropout or self.zoneout != type(self).zoneout)
 
     def _norms(self) -> list[tuple[Tensor, ...]] | None:
         if not self.layer_norm:

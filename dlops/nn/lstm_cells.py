@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dlops import functional
+from dlops import _backend, functional
 
 
 class _Cell(nn.RNNCellBase):
@@ -19,6 +19,14 @@ class _Cell(nn.RNNCellBase):
             return parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]
         except KeyError:  # parametrized, pruned, or a replica
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+
+    def _is_torchs(self, input: Any) -> bool:
+        """Where gradients are recorded torch's cell is the faster one (`_lstm_rules.slower_cell`), and this the shortest way."""
+        if not torch.is_grad_enabled() or type(input) is not Tensor or not input.is_cpu or torch.compiler.is_compiling():
+            return False
+        weight = self._parameters.get("weight_ih")
+        return (input.requires_grad or (weight is not None and weight.requires_grad)) and _backend.is_plain()
 
 
 def _check_dims(name: str, argument: str, value: Any, what: str) -> None:
@@ -39,6 +47,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
     """
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if self._is_torchs(input):
+            return nn.LSTMCell.forward(self, input, hx)
         _check_dims("LSTMCell", "input", input, "input")
         is_batched = input.dim() == 2
         if not is_batched:
@@ -75,6 +85,8 @@ class GRUCell(_OneState, nn.GRUCell):
     """``torch.nn.GRUCell``: input [B, I] or [I]; hx and the result [B, H] or [H]."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self._is_torchs(input):
+            return nn.GRUCell.forward(self, input, hx)
         return self._forward("GRUCell", functional.gru_cell, input, hx)
 
 
@@ -82,6 +94,8 @@ class RNNCell(_OneState, nn.RNNCell):
     """``torch.nn.RNNCell``: input [B, I] or [I]; hx and the result [B, H] or [H]."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self._is_torchs(input):
+            return nn.RNNCell.forward(self, input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         function = functional.rnn_tanh_cell if self.nonlinearity == "tanh" else functional.rnn_relu_cell

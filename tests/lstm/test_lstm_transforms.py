@@ -150,9 +150,10 @@ def test_autocast(kind, dtype):
     x = torch.randn(5, 3, 4, requires_grad=True)
     with torch.autocast("cpu", dtype):
         y, _ = module(x)
+        if not (kind == "LSTM" and dtype is torch.float16):  # which torch's has no kernel for
+            assert y.dtype is theirs(x)[0].dtype
         with torch.autocast("cpu", enabled=False):
             assert module(x)[0].dtype is torch.float32
-    assert y.dtype is dtype
     close(y.float(), theirs(x)[0], 0.05)
     leaves = [x, *module.parameters()]
     grads = torch.autograd.grad(y.float().sum(), leaves)
@@ -172,6 +173,7 @@ def test_autocast_cells(kind, dtype):
         with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype):
             y, want = module(x), theirs(x)
         for a, b in zip(flat((y,)), flat((want,))):
+            assert a.dtype is b.dtype
             close(a.float(), b.float(), 0.05)
 
 
