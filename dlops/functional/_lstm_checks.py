@@ -61,8 +61,10 @@ def checked_layers(cell: str, params: Sequence[Tensor], has_biases: bool, count:
         )
     layers = []
     for i in range(0, len(params), per):
-        if params[i].dim() != 2 or params[i + 1].dim() != 2:
-            raise RuntimeError(f"{cell}: params[{i}] and params[{i + 1}], w_ih and w_hh, must have 2 dimensions")
+        w_ih, w_hh = params[i], params[i + 1]
+        if w_ih.dim() != 2 or w_hh.dim() != 2 or w_ih.shape[0] != w_hh.shape[0]:
+            shapes = f"{list(w_ih.shape)} and {list(w_hh.shape)}"
+            raise RuntimeError(f"{cell}: params[{i}] and params[{i + 1}] must be w_ih [G H, I] and w_hh [G H, P]: got {shapes}")
         own = list(params[i : i + per])
         biases = own[2:4] if has_biases else [None, None]
         layers.append((own[0], own[1], *biases, own[-1] if per > least else None))

@@ -245,14 +245,43 @@ def test_functions(cell):
         {"batch_sizes": torch.tensor([3, 3, 3, 3, 3])},
         {"x": t(6, 4), "batch_sizes": torch.tensor([2, 3, 1])},
         {"x": t(6, 4), "batch_sizes": torch.tensor([3, 3, 1])},
+        {"x": t(6, 4), "batch_sizes": torch.tensor([3, 3]), "lengths": torch.tensor([2, 2, 2])},
+        {"x": t(0, 3, 4)},
+        {"hx": t(2, 3, 6) if cell != "lstm" else (t(2, 3, 6), t(2, 3, 6))},
+        {"reset": torch.zeros(5, 1, dtype=torch.bool)},
+        *([] if cell.startswith("rnn") else [{"recurrent_dropout": 2.0}, {"norms": []}, {"norms": [(t(rows),) * 3]}]),
     ]
     for kwargs in bad:
-        for backend in ("auto", "dlops"):
+        for backend in ("auto", "dlops", "torch"):
             with dlops.backend(backend), pytest.raises((ValueError, RuntimeError)):
                 function(cell, **kwargs)
     for kwargs in ({"x": [1.0]}, {"params": [w_ih, None, b_ih, b_hh]}, {"reset": 1.0}, {"lengths": [5.0, 5, 5]}):
         with pytest.raises(TypeError):
             function(cell, **kwargs)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_no_features(cell):
+    """torch takes an input of size 0; the kernels do not, and say so."""
+    x, h, hx = t(3, 0), t(3, 6), (t(3, 6), t(3, 6)) if cell == "lstm" else t(3, 6)
+    rows = 24 if cell == "lstm" else 18
+    w_ih, w_hh = torch.nn.Parameter(t(rows, 0)), torch.nn.Parameter(t(rows, 6))
+    with torch.no_grad():
+        with dlops.backend("auto"):
+            made = getattr(dlops.functional, f"{cell}_cell")(x, hx, w_ih, w_hh)
+        torch.testing.assert_close(made, getattr(torch, f"{cell}_cell")(x, hx, w_ih, w_hh))
+        with pytest.raises(RuntimeError, match="no features"):
+            function(cell, t(5, 3, 0), params=[w_ih, w_hh], has_biases=False)
+        ops, c = torch.ops.dlops, t(3, 6) if cell == "lstm" else None
+        with pytest.raises(ValueError, match="no features"):
+            ops.recurrent_cell.default(x, w_ih, w_hh, None, None, None, None, h, c, cell)
+
+
+def test_gates_check_their_probabilities():
+    for zoneout in (-3.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="zoneout must lie in"):
+            tensors = (t(2, 24), t(2, 24), None, None, t(2, 6), t(2, 6), *(None,) * 5)
+            torch.ops.dlops.gates.default(*tensors, "lstm", zoneout, 0.0, 1e-5, False)
 
 
 def test_what_our_kernels_do_not_take():

@@ -219,10 +219,11 @@ def test_stock_tools_work_on_ours():
     close(torch.func.functional_call(ours, other, (x,)), torch.func.functional_call(theirs, other, (x,)))
 
 
+@pytest.mark.parametrize("hidden", [6, 64])  # packed weights are kept of the larger one
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiles(kind):
+def test_compiles(kind, hidden):
     torch._dynamo.reset()
-    _, ours = pair(kind)
+    ours = getattr(nn, kind)(4, hidden)
     x = torch.randn(3, 4)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     close(compiled(x), ours(x))

@@ -261,3 +261,24 @@ def test_lengths_cost_no_gradient_beyond_them(device, cell):
         total = weights if total is None else {name: total[name] + g for name, g in weights.items()}
     for name, want in total.items():
         torch.testing.assert_close(grads[name], want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("backend", ["dlops", "torch"])
+def test_layer_norm_reads_nothing_beyond_the_lengths(backend):
+    module, x = nn.LSTM(4, 6, layer_norm=True), torch.randn(5, 2, 4)
+    x[3:, 0] = float("nan")
+    x.requires_grad_()
+    with dlops.backend(backend):
+        y, _ = module(x, lengths=[3, 5])
+        grads = torch.autograd.grad(y.sum(), [x, *module.parameters()])
+    assert y.isfinite().all() and all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_masks_under_another_default_type(dtype):
+    module, x = nn.LSTM(4, 6, recurrent_dropout=0.5, zoneout=(0.1, 0.1)), torch.randn(5, 2, 4)
+    torch.set_default_dtype(dtype)
+    try:
+        assert module(x)[0].dtype is torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
