@@ -276,6 +276,9 @@ class LSTM(_Extended, nn.LSTM):
         without features (of a PackedSequence: packed likewise, or [rows] in the order of its data): h and c are zeros before
         an element where it is set, in either direction.
 
+    Masks of dropout and zoneout are drawn of torch's generator in the layout of the input: with batch_first they are not those
+    that torch.nn.LSTM draws. While gradients are recorded the output is needed for them and must not be written to.
+
     Raises:
         ValueError, RuntimeError, TypeError: as ``torch.nn.LSTM``; extras, lengths or reset that do not fit.
     """
