@@ -14,7 +14,7 @@ from dlops._explain import make_plan
 from dlops._library import has_cuda_kernels
 from dlops._ops.lstm import GATES, Recurrence, Tensors, compose_recurrence, on_cuda, run
 from dlops.functional import _lstm_rules
-from dlops.functional._checks import supported_tensor
+from dlops.functional._checks import autocast, uniform_tensors
 from dlops.functional._lstm_checks import Extras, checked, checked_layers, states_of
 from dlops.functional._lstm_steps import by_steps
 from dlops.functional.linear import linear
@@ -182,29 +182,10 @@ def _torch(
 
 def unsupported(input: Tensor, others: Sequence[Tensor | None]) -> str | None:
     """Why our kernels cannot take these tensors; None if they can."""
-    for t in others:
-        if t is not None and t.device != input.device:
-            return f"tensors on {input.device} and {t.device}"
-        if t is not None and t.dtype is not input.dtype:
-            return f"a tensor of {t.dtype} with an input of {input.dtype}"
-    if input.shape[-1] == 0 or any(t is not None and t.shape[0] == 0 for t in others[-2:]):
-        return "no features"
-    reason = supported_tensor(input, others, has_cuda_kernels)
-    if reason is None and transforming():
-        reason = "inside a torch.func transform or forward-mode AD"
-    if reason is None and torch.jit.is_tracing():
-        reason = "inside torch.jit.trace"
+    reason = uniform_tensors(input, others, has_cuda_kernels)
+    if reason is None and (input.shape[-1] == 0 or any(t is not None and t.shape[0] == 0 for t in others[-2:])):
+        reason = "no features"
     return reason
-
-
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """torch's rule: under autocast recurrent layers run in the type that it names."""
-    device = tensors[0].device.type
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return tensors
-    wanted = torch.get_autocast_dtype(device)
-    kinds = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(t.to(wanted) if t is not None and t.dtype in kinds else t for t in tensors)
 
 
 def _result_dtype(cell: str, input: Tensor, state: Tensors) -> torch.dtype | None:

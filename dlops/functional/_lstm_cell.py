@@ -15,8 +15,8 @@ from dlops._explain import make_plan
 from dlops._library import ops
 from dlops._ops.lstm import UNKEPT, Gates, compose_gates, on_cuda, run_cell
 from dlops.functional import _lstm_rules
-from dlops.functional._checks import DTYPES, check_tensors
-from dlops.functional._lstm import autocast, unsupported
+from dlops.functional._checks import DTYPES, autocast, check_tensors
+from dlops.functional._lstm import unsupported
 
 
 def _is_simple(cell: str, input: Tensor, h: Tensor, c: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> bool:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlops import _backend, _winograd
-from dlops._backend import Plan, choose, transforming
+from dlops._backend import Plan, choose
 from dlops._explain import make_plan
 from dlops._library import _C, has_cuda_kernels, ops
 from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, pack, run
-from dlops.functional._checks import check_optional, check_tensors, supported_tensor
+from dlops.functional._checks import autocast, check_optional, check_tensors, uniform_tensors
 from dlops.functional._conv import decide
 
 Ints = int | tuple[int, ...]
@@ -149,31 +149,6 @@ def _hashable(value: Any) -> Any:
     return operator.index(value) if hasattr(value, "__index__") else value
 
 
-def _unsupported(input: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
-    """Why our kernels cannot take these tensors, whatever the sizes; None if they can."""
-    for t in others:
-        if t is not None and t.device != input.device:
-            return f"tensors on {input.device} and {t.device}"
-        if t is not None and t.dtype is not input.dtype:
-            return f"a parameter of {t.dtype} with an input of {input.dtype}"
-    reason = supported_tensor(input, others, has_cuda_kernels)
-    if reason is None and transforming():
-        reason = "inside a torch.func transform or forward-mode AD"
-    if reason is None and torch.jit.is_tracing():
-        reason = "inside torch.jit.trace"
-    return reason
-
-
-def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """torch's rule: under autocast convolutions and linear layers run in the type that it names."""
-    device = tensors[0].device.type
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return tensors
-    wanted = torch.get_autocast_dtype(device)
-    kinds = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(t.to(wanted) if t is not None and t.dtype in kinds else t for t in tensors)
-
-
 def _machine(device: str) -> tuple[str, str]:
     """The device whose kernels run, and the CPU's instruction-set level: "simt" where its tensors go to the simt runner."""
     if device == "cpu" and _C.emulated("conv"):
@@ -260,7 +235,7 @@ def convolve(
         )  # fmt: skip
         return y.squeeze(0) if out is None else out
     owner = weight if owner is None else owner
-    input, weight, bias, residual = _autocast((input, weight, bias, residual))
+    input, weight, bias, residual = autocast(input, weight, bias, residual)
     dtypes = (input.dtype, weight.dtype) + (() if bias is None else (bias.dtype,))
     sizes = _known if torch.compiler.is_compiling() else tuple
     signature = (  # a Signature
@@ -291,7 +266,7 @@ def convolve(
         work = d.flops * input.shape[0]
         return make_plan(kind, use, reason, device=torch.device(where[0]), variant=d.passes.result, flops=work, bytes=traffic)
 
-    unsupported = _unsupported(input, (weight, bias, residual)) or d.unsupported
+    unsupported = uniform_tensors(input, (weight, bias, residual), has_cuda_kernels, "parameter") or d.unsupported
     if unsupported is None and input.numel() == 0 and input.shape[0] != 0:
         unsupported = "an input without channels"
     ours = choose(op, unsupported, plan, d.slower)
