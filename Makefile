@@ -11,10 +11,11 @@ P := build/python
 TOOL := $(P) -c 'import os, sys; os.execvp(sys.argv[1], sys.argv[1:])'
 CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help env build demo proof test test-all bench lint cuda-check simt gpu wheel-check asan clean distclean
+.PHONY: help env build demo courses proof test test-all bench lint cuda-check simt gpu wheel-check asan clean distclean
 
 help:
 	@echo 'make demo         train a small model on handwritten digits, draw 2,100 new ones, write build/demo/report.html'
+	@echo 'make courses      train every architecture of the courses over three seeds, write build/courses/report.html'
 	@echo 'make proof        delete a barrier from a copy of a CUDA kernel; be told, without a GPU, what went wrong and where'
 	@echo 'make test         build and run the tests          make test-all     the same with the full grids'
 	@echo 'make bench        every op beside stock torch      make gpu          GPU tests, benchmarks, one archive [WHAT=family]'
@@ -33,6 +34,9 @@ build: env
 
 demo: build
 	$(P) -m dlops demo
+
+courses: build
+	$(P) -m dlops course all
 
 proof: build
 	@$(P) -m dlops.study.proof

@@ -11,8 +11,8 @@ import torch
 
 from dlops import demo
 from dlops.demo import report
-from dlops.demo.data import Digits, load_digits
-from dlops.demo.judge import Judge, Verdict
+from dlops.courses.data.digits import Digits, load_digits
+from dlops.courses.judge import Judge, Verdict
 from dlops.demo.train import Recipe, _batches, train
 from dlops.models import UNet
 

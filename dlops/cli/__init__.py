@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dlops.cli import bench, demo, doctor, explain, kernels
+from dlops.cli import bench, course, demo, doctor, explain, kernels
 
-COMMANDS = (doctor, kernels, explain, bench, demo)
+COMMANDS = (doctor, kernels, explain, bench, demo, course)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from dlops.demo.data import CLASSES, Digits, load_digits
-from dlops.demo.judge import ACCURACY_GOAL, DISTANCE_GOAL, Judge, Verdict
+from dlops.courses.data.digits import CLASSES, Digits, load_digits
+from dlops.courses.judge import ACCURACY_GOAL, DISTANCE_GOAL, Judge, Verdict
 from dlops.demo.timing import NetworkTime, StepTime, compare_kernels, compare_loops
 from dlops.demo.train import NOISE, Recipe, train
 from dlops.models import UNet

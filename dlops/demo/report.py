@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlops.demo.data import CLASSES, Digits
+from dlops.courses.data.digits import CLASSES, Digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from dlops.demo.data import CLASSES, Digits
+from dlops.courses.data.digits import CLASSES, Digits
 from dlops.diffusion import DDPMScheduler
 from dlops.models import UNet
 

@@ -218,12 +218,13 @@ def convolve(
     key: Any = None
     simple = plain or (residual is None and padding_mode == "zeros" and activation in NAMED)
     if simple and variant is None and out is None and _is_free(input, weight):
-        if _is_small(input, weight, groups, output_padding is not None):
+        handed_over = _is_small(input, weight, groups, output_padding is not None)
+        if not handed_over:
+            key = _key(op, input, weight, bias, stride, padding, dilation, groups, activation)
+            handed_over = key is not None and key in _handed_over
+        if handed_over:
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
             return y if activation is None else ACTIVATIONS[activation](y)
-        key = plain and _key(op, input, weight, bias, stride, padding, dilation, groups)
-        if key and key in _handed_over:
-            return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
     check_tensors(op, ("input", input), ("weight", weight))
     check_optional(op, ("bias", bias), ("residual", residual), ("out", out))
     spatial = 1 if op == "linear" else int(op[-2])
@@ -271,10 +272,10 @@ def convolve(
         unsupported = "an input without channels"
     ours = choose(op, unsupported, plan, d.slower)
     if not ours and (unsupported is not None or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"):
+        if key is not None and unsupported is None:
+            _remember(key)
         if plain:
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
-            if key and unsupported is None:
-                _remember(key)
         else:
             y = compose_conv(*tensors, d.geometry)
         return y if out is None else out.copy_(y)
@@ -321,7 +322,8 @@ _MOST_HANDED_OVER = 4096
 
 
 def _key(
-    op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
+    activation: str | None,
 ) -> Any:  # fmt: skip
     """What the choice depends on; None where it cannot be a key."""
     if torch._C._is_any_autocast_enabled():
@@ -330,6 +332,7 @@ def _key(
     key = (  # an isa or an emulation that was chosen since makes torch no wrong choice
         op, input.shape, weight.shape, input.dtype, bias is None, stride, padding, dilation, groups, input.is_contiguous(),
         weight.is_contiguous(), grad and input.requires_grad, grad and weight.requires_grad, _winograd._current,
+        activation,
     )  # fmt: skip
     try:
         hash(key)

@@ -32,6 +32,8 @@ def linear(
         TypeError: an argument that must be a tensor is none.
         ValueError: an unknown activation or variant, a residual that does not fit.
     """
+    if activation is None and residual is None and variant is None and _is_torchs(input):
+        return F.linear(input, weight, bias)
     check_tensors("linear", ("input", input), ("weight", weight))
     check_optional("linear", ("bias", bias), ("residual", residual))
     if activation is not None and activation not in NAMED:
@@ -55,6 +57,16 @@ def linear(
         weight,
     )  # fmt: skip
     return y.squeeze(0).t().reshape(shape)
+
+
+def _is_torchs(input: Tensor) -> bool:
+    """A plain call that nobody forces or explains; float16 aside, where torch has no fast kernel, it is torch's."""
+    return (
+        _backend._current == "auto"
+        and _backend._recorder is None
+        and isinstance(input, Tensor)
+        and input.dtype is not torch.float16
+    )
 
 
 def _check_residual(residual: Tensor, shape: tuple[int, ...]) -> None:

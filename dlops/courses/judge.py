@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlops.demo.data import Digits
+from dlops.courses.data.digits import Digits
 
 ACCURACY_GOAL = 0.97
 DISTANCE_GOAL = 0.15  # how far the nearest-neighbour ratio may be from 1

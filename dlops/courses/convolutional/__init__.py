@@ -1,0 +1,1 @@
+"""B. Convolutional networks and what they see."""

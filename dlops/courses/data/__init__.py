@@ -1,0 +1,1 @@
+"""Data that needs no download: what ships inside scikit-learn, and short honest generators."""

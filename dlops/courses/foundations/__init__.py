@@ -1,0 +1,1 @@
+"""A. Foundations: what trains, what stops it, what helps."""

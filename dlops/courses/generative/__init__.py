@@ -1,0 +1,1 @@
+"""F. Generative models."""

@@ -1,0 +1,1 @@
+"""Autoencoders: plain, convolutional, variational, vector-quantised, masked."""

@@ -1,0 +1,1 @@
+"""Perceptrons and what keeps deep networks trainable."""
