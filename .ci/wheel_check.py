@@ -13,9 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 USE = """
 import sys
 # What the package does not require must not be needed to import it.
-for name in ("diffusers", "hypothesis", "jinja2", "matplotlib", "pybind11", "pytest", "scipy", "sklearn", "tqdm", "transformers"):
+for name in "diffusers hypothesis jinja2 lightning matplotlib pybind11 pytest scipy sklearn tqdm transformers".split():
     sys.modules[name] = None
 import importlib.metadata, torch, dlops
+from dlops import courses
+assert "B1" in courses.rows() and courses.find("B1").goals  # listed without the extra, trained with it
 assert "site-packages" in dlops.__file__, dlops.__file__
 assert importlib.metadata.version("dlops") == dlops.__version__
 with dlops.backend("dlops"):

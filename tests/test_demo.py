@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from dlops import demo
-from dlops.demo import report
 from dlops.courses.data.digits import Digits, load_digits
+from dlops.courses.generative.f6_diffusion import MAIN, PLAN, sketch, teach
 from dlops.courses.judge import Judge, Verdict
-from dlops.demo.train import Recipe, _batches, train
+from dlops.courses.session import Session
+from dlops.demo import report
 from dlops.models import UNet
 
-for extra in ("sklearn", "matplotlib", "tqdm", "jinja2"):
+for extra in ("sklearn", "matplotlib", "lightning", "jinja2"):
     pytest.importorskip(extra, reason=f"{extra} is not installed: pip install 'dlops[demo]'")
 
-TINY = Recipe(steps=8, batch=16, network={"channels": 8, "multipliers": (1, 2), "groups": 4})
+TINY = replace(PLAN, epochs=1, batch=240)  # 6 steps
 
 
 @pytest.fixture(autouse=True)
@@ -66,23 +67,21 @@ def test_the_goals(accuracy, ratio, passed):
     assert Verdict(accuracy, ratio, ratio).passed is passed
 
 
-def test_every_digit_once_per_epoch():
-    batches = _batches(10, 3, torch.Generator().manual_seed(0))
-    for _ in range(3):
-        epoch = torch.cat([next(batches) for _ in range(3)])
-        assert len(epoch) == len(epoch.unique()) == 9  # the tenth is left out, another one each time
+def _train(digits: Digits, seed: int):
+    session = Session("F6", seed)
+    return session, teach(session, "tiny", MAIN, digits, TINY, channels=8, groups=4)
 
 
 def test_training_and_drawing_repeat_bit_for_bit(digits):
-    sampler = replace(demo.SAMPLERS[2], steps=3, count=12)  # DDPM: the one that draws noise at every step
+    sampler = replace(demo.SAMPLERS[2][0], steps=3)  # DDPM: the one that draws noise at every step
     hashes, curves = [], []
     for seed in (0, 0, 1):
         torch.rand(seed + 5)  # the state of the global generator must not matter
-        network, losses = train(digits[0], TINY, seed)
-        drawn = demo.draw(network, sampler, seed)
+        session, fitted = _train(digits[0], seed)
+        drawn = sketch(session, fitted.network, MAIN, sampler, 12)
         assert drawn.images.shape == (12, 1, 8, 8) and drawn.images.abs().max() <= 1
         assert drawn.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-        curves.append(losses)
+        curves.append(fitted.losses)
         hashes.append(demo.Drawing(sampler.name, drawn, Verdict(0, 0, 0), 0).sha256)
     assert hashes[0] == hashes[1] != hashes[2]
     assert curves[0] == curves[1] and curves[0][-1] < curves[0][0]
@@ -90,14 +89,14 @@ def test_training_and_drawing_repeat_bit_for_bit(digits):
 
 def test_training_leaves_the_global_generator_alone(digits):
     before = torch.get_rng_state()
-    train(digits[0], replace(TINY, steps=2), 0)
+    _train(digits[0], 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_samplers_start_from_the_same_noise():
     """An untrained network predicts 0, so one step of DDIM and DPM++ scales the same initial noise."""
     network = UNet(channels=8, groups=4).eval()
-    first, second = (demo.draw(network, replace(s, steps=1, count=20), seed=3) for s in demo.SAMPLERS[:2])
+    first, second = (sketch(Session("F6", 3), network, MAIN, replace(s, steps=1), 20) for s, _ in demo.SAMPLERS[:2])
     # both are 0.0002 * noise at the end of the cosine schedule; scaled up to compare
     scale = [d.images / d.images.abs().max() for d in (first, second)]
     torch.testing.assert_close(*scale, rtol=1e-3, atol=1e-5)

@@ -37,7 +37,7 @@ def test_import_loads_no_compiler_and_no_runner() -> None:
 
 def test_import_needs_no_optional_package() -> None:
     """Importing dlops loads torch and numpy, and nothing that only the demo, the tests or the benchmarks use."""
-    optional = "diffusers hypothesis jinja2 matplotlib pybind11 pytest scipy sklearn tqdm".split()
+    optional = "diffusers hypothesis jinja2 lightning matplotlib networkx pybind11 pytest scipy sklearn tqdm".split()
     code = f"import sys\nfor name in {optional}: sys.modules[name] = None\nimport dlops; print(dlops.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,8 +19,10 @@ ACTIVATIONS = {
 class _Finished:
     """The plain layer, then what ours does in the same kernel: the residual, the activation."""
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = super().forward(input)
+    def forward(self, input: Tensor, *arguments: object, residual: Tensor | None = None) -> Tensor:
+        if arguments and "Transpose" not in type(self).__name__:  # its second argument is the size of the output
+            residual, *arguments = arguments
+        y = super().forward(input, *arguments)
         if residual is not None:
             y = y + residual
         return ACTIVATIONS[self.activation](y)
@@ -52,7 +54,9 @@ _PLAIN[dlops.nn.ConvBiasAct] = _PLAIN[dlops.nn.Conv2d]
 _PLAIN[dlops.nn.GroupNorm] = _PLAIN[dlops.nn.GroupNormSiLU] = _GroupNorm
 for _name in ("LayerNorm", "RMSNorm"):
     _PLAIN[getattr(dlops.nn, _name)] = type(f"Plain{_name}", (_Summed, getattr(nn, _name)), {})
-for _name in ("MultiheadAttention", "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"):
+_SAME = """MultiheadAttention Transformer TransformerEncoder TransformerDecoder TransformerEncoderLayer TransformerDecoderLayer
+    LSTM GRU RNN LSTMCell GRUCell RNNCell"""
+for _name in _SAME.split():
     _PLAIN[getattr(dlops.nn, _name)] = getattr(nn, _name)
 
 

@@ -22,9 +22,10 @@ from dlops.study import _golden, _runner
 
 EXTRAS = {
     "diffusers": "parity tests and the baseline of the scheduler benchmarks",
-    "sklearn": "the demo's digits (package scikit-learn)",
-    "matplotlib": "the demo's pictures",
-    "tqdm": "progress bars",
+    "lightning": "training in the demo and the courses",
+    "sklearn": "digits, tables and photographs of the demo and the courses (package scikit-learn)",
+    "matplotlib": "the pictures of the demo and the courses",
+    "tqdm": "progress bars of dlops.diffusion.sample",
     "pytest_benchmark": "benchmarks/ under pytest (package pytest-benchmark)",
 }
 

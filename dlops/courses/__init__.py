@@ -56,5 +56,7 @@ def find(row: str) -> Recipe:
         raise ValueError(f"course: no row {row!r}, expected one of {', '.join(rows())}")
     module = importlib.import_module(name)
     kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Recipe) and k.__module__ == name]
-    (kind,) = (kind for kind in kinds if "row" in vars(kind))
-    return kind()
+    recipes = [kind for kind in kinds if "row" in vars(kind)]
+    if len(recipes) != 1 or recipes[0].row != row.upper():
+        raise RuntimeError(f"{name}: expected one Recipe whose row is {row.upper()!r}: got {[kind.row for kind in recipes]}")
+    return recipes[0]()

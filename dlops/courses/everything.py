@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -54,12 +53,12 @@ def run(
         seeds: how many: 0, 1, ...
         fresh: run again what an earlier call has finished.
         jobs: processes of one thread each; None: one per core, on a GPU one.
-        figures: also copy the pictures here.
+        figures: also copy the pictures here, with 256 colours.
 
     Raises:
         ValueError: an unknown row or device, seeds < 1.
     """
-    from dlops.courses import report
+    from dlops.courses import pictures, report
 
     if seeds < 1:
         raise ValueError(f"course: seeds must be at least 1: got {seeds}")
@@ -79,7 +78,7 @@ def run(
         for name in rows:
             picture = results.picture_of(out, name, backend, device, 0)
             if picture.exists():
-                shutil.copyfile(picture, figures / f"{name}.png")
+                pictures.shrink(picture, figures / f"{name}.png")
     page = report.write(out, list(rows.values()), backend, device, quick, time.perf_counter() - start)
     for row in rows.values():
         print(report.line(row, quick))

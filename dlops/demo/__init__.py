@@ -1,7 +1,7 @@
 """The main job: learn handwritten digits in a few minutes on a CPU, draw new ones, judge them, write a report.
 
-`python -m dlops demo` runs it. A reader may start at `run` below and follow it down: `data` loads the digits, `train`
-teaches the U-Net of `dlops.models`, `draw` samples with the schedulers of `dlops.diffusion`, `judge` looks at the
+`python -m dlops demo` runs it. A reader may start at `run` below and follow it down: `teach` and `sketch`, of course
+recipe F6, train the U-Net of `dlops.models` and draw with the schedulers of `dlops.diffusion`, `judge` looks at the
 result, `timing` puts the loop beside that of diffusers and `report` writes it all down.
 """
 
@@ -18,37 +18,22 @@ from typing import Any
 
 import torch
 
-from dlops.courses.data.digits import CLASSES, Digits, load_digits
+from dlops.courses.data.digits import Digits, load_digits
+from dlops.courses.generative.denoising import Sampler
+from dlops.courses.generative.f6_diffusion import DDIM, DPM, GUIDANCE, MAIN, MAIN_NAME, PLAN, sketch, teach
 from dlops.courses.judge import ACCURACY_GOAL, DISTANCE_GOAL, Judge, Verdict
+from dlops.courses.session import Session
 from dlops.demo.timing import NetworkTime, StepTime, compare_kernels, compare_loops
-from dlops.demo.train import NOISE, Recipe, train
-from dlops.models import UNet
 
-GUIDANCE = 1.5
 TRAINING_GOAL, TOTAL_GOAL = 180, 360  # seconds on 2 cores; a slower machine misses them without failing the demo
 TIMING_BATCH = 10  # digits at once in the comparison of the loops
-NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm", "jinja2": "jinja2"}
+NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "lightning": "lightning", "jinja2": "jinja2"}
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """One way to draw: a scheduler of `dlops.diffusion`, its settings beyond NOISE, the steps, how many digits.
-
-    No sampler clips its estimate of the clean image on the way: a deterministic solver would drift off its path, as the
-    noise that it infers from the same estimate stays unclipped. The finished images are clipped instead.
-    """
-
-    name: str
-    scheduler: str
-    settings: dict[str, Any]
-    steps: int
-    count: int
-
-
-SAMPLERS = (
-    Sampler("DDIM, 50 steps", "DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}, 50, 1000),
-    Sampler("DPM++(2M), 20 steps", "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, 20, 1000),
-    Sampler("DDPM, 1000 steps", "DDPMScheduler", {"clip_sample": False}, 1000, 100),
+SAMPLERS = (  # each with how many digits it draws
+    (DDIM, 1000),
+    (DPM, 1000),
+    (Sampler("DDPM, 1000 steps", "DDPMScheduler", {"clip_sample": False}, 1000), 100),
 )
 
 
@@ -64,24 +49,6 @@ class Drawing:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.digits.images.contiguous().numpy().tobytes()).hexdigest()
-
-
-def draw(network: UNet, sampler: Sampler, seed: int) -> Digits:
-    """`sampler.count` digits, classes 0 to 9 in turn. Digit i starts from the same noise whatever the sampler."""
-    from dlops import diffusion
-
-    labels = torch.arange(sampler.count) % CLASSES
-    images = diffusion.sample(
-        network,
-        (sampler.count, 1, 8, 8),
-        getattr(diffusion, sampler.scheduler)(**NOISE, **sampler.settings),
-        sampler.steps,
-        seeds=seed * 2**32 + torch.arange(sampler.count),
-        guidance=GUIDANCE,
-        model_kwargs={"labels": labels},
-        uncond_kwargs={"labels": torch.full_like(labels, network.null_class)},
-    )
-    return Digits(images.clamp(-1, 1), labels)
 
 
 def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figure: Path | None = None) -> int:
@@ -103,27 +70,31 @@ def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figu
         print(f"dlops demo: needs {', '.join(missing)}: pip install 'dlops[demo]'", file=sys.stderr)
         return 2
     start = time.perf_counter()
-    recipe, samplers = _quick() if quick else (Recipe(), SAMPLERS)
+    samplers = [(replace(s, steps=5, name=s.name.split(",")[0] + ", 5 steps"), 20) if quick else (s, n) for s, n in SAMPLERS]
+    session = Session("F6", seed, quick=quick, progress=sys.stderr.isatty())  # a bar fills a log file with itself
     training, test = load_digits()
     judge = Judge(training, test)
     before = time.perf_counter()
-    network, losses = train(training, recipe, seed)
+    print(f"training: {PLAN.epochs} epochs of {len(training)} digits", flush=True)
+    fitted = teach(session, MAIN_NAME, MAIN, training)
+    network, losses = fitted.network, fitted.losses
     training_seconds = time.perf_counter() - before
 
     drawings = []
-    for sampler in samplers:
-        print(f"drawing {sampler.count} digits with {sampler.name}", flush=True)
+    for sampler, count in samplers:
+        print(f"drawing {count} digits with {sampler.name}", flush=True)
         before = time.perf_counter()
-        digits = draw(network, sampler, seed)
+        digits = sketch(session, network, MAIN, sampler, count, progress=True)
         drawings.append(Drawing(sampler.name, digits, judge(digits), time.perf_counter() - before))
-    timed = {sampler.name.split(",")[0]: (sampler.scheduler, sampler.settings) for sampler in samplers}
+    timed = {sampler.name.split(",")[0]: (sampler.scheduler, sampler.settings) for sampler, _ in samplers}
     steps, rounds = (5, 1) if quick else (20, 5)
     times = compare_loops(network, timed, GUIDANCE, steps, TIMING_BATCH, rounds)
-    network_time = compare_kernels(network, 2 * max(sampler.count for sampler in samplers), rounds=rounds)
+    network_time = compare_kernels(network, 2 * max(count for _, count in samplers), rounds=rounds)
     facts = {
         "seed": seed,
         "quick": quick,
-        "recipe": recipe,
+        "training_steps": len(losses),
+        "training_batch": PLAN.batch,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "training": len(training),
         "test": len(test),
@@ -139,11 +110,6 @@ def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figu
     _print(facts, paths)
     passed = quick or all(drawing.verdict.passed for drawing in drawings)
     return 0 if passed else 1
-
-
-def _quick() -> tuple[Recipe, tuple[Sampler, ...]]:
-    recipe = Recipe(steps=20, batch=32, network={"channels": 8, "multipliers": (1, 2), "groups": 4})
-    return recipe, tuple(replace(s, steps=5, count=20, name=s.name.split(",")[0] + ", 5 steps") for s in SAMPLERS)
 
 
 def _write(out: Path, figure: Path | None, test: Digits, losses: list[float], facts: dict[str, Any]) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlops import backend, diffusion, explain
-from dlops.demo.train import NOISE
+from dlops.courses.generative.f6_diffusion import MAIN
 from dlops.models import UNet
 
 Solve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (uncond, cond, timestep, sample) -> next sample
@@ -81,8 +81,8 @@ def compare_loops(
     rows = []
     for name, (scheduler_class, settings) in samplers.items():
         seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
-        ours = getattr(diffusion, scheduler_class)(**NOISE, **settings)
-        theirs = getattr(diffusers, scheduler_class)(**NOISE, **settings)
+        ours = getattr(diffusion, scheduler_class)(**MAIN.settings, **settings)
+        theirs = getattr(diffusers, scheduler_class)(**MAIN.settings, **settings)
         loops = {"ours": (ours, _ours(ours, guidance, batch)), "theirs": (theirs, _theirs(theirs, guidance))}
         for turn in range(rounds + 1):
             for side, (scheduler, solve) in loops.items():

@@ -1,46 +1,33 @@
-"""Convolutional networks in as few lines as show their layers: the published widths, random weights."""
+"""The networks that are measured: every architecture of dlops.models, and two in as few lines as show their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class ResidualBlock(nn.Module):
-    """The basic block of He et al. 2016, figure 5 left."""
-
-    def __init__(self, c: int, o: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c, o, 3, stride, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
-        self.conv2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
-        skip = nn.Sequential(nn.Conv2d(c, o, 1, stride, bias=False), nn.BatchNorm2d(o))
-        self.skip = nn.Identity() if stride == 1 and c == o else skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.skip(x), inplace=True)
-
-
-def resnet18() -> nn.Module:
-    """He et al. 2016, table 1."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
-    for c, o, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
-        layers += [ResidualBlock(c, o, stride), ResidualBlock(o, o, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
-
-
-def vgg11() -> nn.Module:
-    """The convolutional part of Simonyan & Zisserman 2015, table 1, column A."""
-    layers: list[nn.Module] = []
-    c = 3
-    for o, pools in ((64, True), (128, True), (256, False), (256, True), (512, False), (512, True), (512, False), (512, True)):
-        layers += [nn.Conv2d(c, o, 3, padding=1), nn.ReLU(True), *([nn.MaxPool2d(2)] if pools else [])]
-        c = o
-    return nn.Sequential(*layers)
+from dlops.models.autoencoders.autoencoder import Autoencoder, ConvAutoencoder
+from dlops.models.autoencoders.denoising import DnCNN
+from dlops.models.autoencoders.masked import MaskedAutoencoder
+from dlops.models.autoencoders.regularised import RegularisedAutoencoder
+from dlops.models.autoencoders.vae import VAE
+from dlops.models.autoencoders.vqvae import VQVAE
+from dlops.models.diffusion.unet import UNet
+from dlops.models.foundations.mlp import MLP
+from dlops.models.vision.alexnet import AlexNet
+from dlops.models.vision.columns import Column
+from dlops.models.vision.embedding import EmbeddingNet
+from dlops.models.vision.filters import Separable, gaussian
+from dlops.models.vision.googlenet import GoogLeNet
+from dlops.models.vision.lenet import LeNet5
+from dlops.models.vision.resnet import ResNet
+from dlops.models.vision.segmentation import FCN, SegmentationUNet
+from dlops.models.vision.spatial_transformer import SpatialTransformer
+from dlops.models.vision.vgg import VGG
 
 
 class ConvNeXtBlock(nn.Module):
@@ -67,27 +54,6 @@ def convnext() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(768, 1000))
 
 
-class SmallUNet(nn.Module):
-    """Ronneberger et al. 2015, figure 1, with two levels, padding and a quarter of the channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-        def twice(c: int, o: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(c, o, 3, 1, 1), nn.ReLU(True), nn.Conv2d(o, o, 3, 1, 1), nn.ReLU(True))
-
-        self.down1, self.down2, self.middle = twice(1, 32), twice(32, 64), twice(64, 128)
-        self.raise2, self.raise1 = nn.ConvTranspose2d(128, 64, 2, 2), nn.ConvTranspose2d(64, 32, 2, 2)
-        self.up2, self.up1, self.last = twice(128, 64), twice(64, 32), nn.Conv2d(32, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.down1(x)
-        b = self.down2(F.max_pool2d(a, 2))
-        y = self.raise2(self.middle(F.max_pool2d(b, 2)))
-        y = self.raise1(self.up2(torch.cat((b, y), 1)))
-        return self.last(self.up1(torch.cat((a, y), 1)))
-
-
 def dcgan() -> nn.Module:
     """The generator of Radford et al. 2016, figure 1: noise [N, 100, 1, 1] to images [N, 3, 64, 64]."""
     layers: list[nn.Module] = []
@@ -96,13 +62,83 @@ def dcgan() -> nn.Module:
     return nn.Sequential(*layers, nn.ConvTranspose2d(64, 3, 4, 2, 1), nn.Tanh())
 
 
-#: name: (network, shape of its input, memory format)
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], torch.memory_format]] = {
-    "resnet18": (resnet18, (1, 3, 224, 224), torch.contiguous_format),
-    "resnet18.last": (resnet18, (1, 3, 224, 224), torch.channels_last),
-    "vgg11": (vgg11, (1, 3, 224, 224), torch.contiguous_format),
-    "convnext": (convnext, (2, 3, 224, 224), torch.channels_last),
-    "small_unet": (SmallUNet, (2, 1, 128, 128), torch.contiguous_format),
-    "dcgan": (dcgan, (16, 100, 1, 1), torch.contiguous_format),
+def _whole(network: nn.Module, input: Tensor) -> Any:
+    return network(input)
+
+
+def _noised(network: nn.Module, input: Tensor) -> Any:
+    """With the same noise, or mask, at every call."""
+    return network(input, generator=torch.Generator().manual_seed(0))
+
+
+def _seeded(network: nn.Module, input: Tensor) -> Any:
+    """For what draws from the global generator: the codebook of VQ-VAE when it restarts a code."""
+    torch.manual_seed(0)
+    return network(input)
+
+
+def _denoised(network: nn.Module, input: Tensor) -> Any:
+    """Every sample at a time of its own, with a class of its own."""
+    steps = torch.arange(len(input), device=input.device)
+    return network(input, steps, steps % 10)
+
+
+@dataclass(frozen=True)
+class Network:
+    """`make()` called on a random input of `shape`, as `call` says: a tensor, or a tuple with some."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    call: Callable[[nn.Module, Tensor], Any] = _whole
+    layout: torch.memory_format = torch.contiguous_format
+    trained: bool = True  # a training step is measured too
+
+
+def _preset(kind: Any, preset: str, shape: tuple[int, ...], **settings: Any) -> Network:
+    """`settings`: fields of Network, and arguments of the constructor."""
+    fields = {name: settings.pop(name) for name in ("call", "layout", "trained") if name in settings}
+    return Network(lambda: kind.from_preset(preset, **settings), shape, **fields)
+
+
+#: Those of dlops.models. Dropout is off, so that both sides compute the same; AlexNet and VGG keep their convolutions, but
+#: not their 4,096 hidden units, most of their parameters, which only measure how fast memory is read.
+OURS: dict[str, Network] = {
+    "mlp": _preset(MLP, "srivastava_3x1024", (64, 784), dropout=0.0),
+    "mlp.digits": _preset(MLP, "digits", (64, 64)),
+    "lenet": _preset(LeNet5, "original", (32, 1, 32, 32)),
+    "alexnet": _preset(AlexNet, "original", (4, 3, 224, 224), hidden=512, dropout=0.0),
+    "alexnet.one_tower": _preset(AlexNet, "one_tower", (4, 3, 224, 224), hidden=512, dropout=0.0),
+    "vgg11": _preset(VGG, "vgg11", (1, 3, 224, 224), hidden=512, dropout=0.0),
+    "vgg16": _preset(VGG, "vgg16", (1, 3, 224, 224), hidden=512, dropout=0.0, trained=False),
+    "vgg.small": _preset(VGG, "small", (32, 1, 8, 8), channels=1, classes=10, dropout=0.0),
+    "googlenet": _preset(GoogLeNet, "original", (1, 3, 224, 224), dropout=0.0, auxiliary_dropout=0.0),
+    "googlenet.small": _preset(GoogLeNet, "small", (32, 1, 8, 8), channels=1, classes=10, dropout=0.0, auxiliary_dropout=0.0),
+    "resnet18": _preset(ResNet, "resnet18", (1, 3, 224, 224)),
+    "resnet18.last": _preset(ResNet, "resnet18", (1, 3, 224, 224), layout=torch.channels_last, trained=False),
+    "resnet18.folded": Network(lambda: ResNet.from_preset("resnet18").folded(), (1, 3, 224, 224), trained=False),
+    "resnet50": _preset(ResNet, "resnet50", (1, 3, 224, 224)),
+    "resnet8": _preset(ResNet, "resnet8", (32, 1, 8, 8), channels=1),
+    "fcn": _preset(FCN, "small", (4, 1, 64, 64)),
+    "segmentation_unet": _preset(SegmentationUNet, "small", (8, 1, 64, 64)),
+    "segmentation_unet.paper": _preset(SegmentationUNet, "paper", (1, 1, 188, 188), dropout=0.0),
+    "column": _preset(Column, "signs", (8, 3, 48, 48)),
+    "spatial_transformer": _preset(SpatialTransformer, "small", (32, 3, 32, 32)),
+    "embedding": _preset(EmbeddingNet, "deepid2", (32, 3, 55, 47)),
+    "gaussian_filter": Network(lambda: Separable(gaussian(2.0)), (2, 3, 427, 640), trained=False),
+    "autoencoder": _preset(Autoencoder, "original", (64, 1, 28, 28)),
+    "conv_autoencoder": _preset(ConvAutoencoder, "cifar", (32, 3, 32, 32)),
+    "dncnn": _preset(DnCNN, "small", (8, 3, 48, 48)),
+    "sparse_autoencoder": _preset(RegularisedAutoencoder, "sparse", (64, 1, 8, 8)),
+    "vae": _preset(VAE, "original", (100, 1, 28, 28), call=_noised),
+    "vae.conv": _preset(VAE, "digits_conv", (64, 1, 8, 8), call=_noised),
+    "vqvae": _preset(VQVAE, "original", (4, 3, 32, 32), call=_seeded),
+    "masked_autoencoder": _preset(MaskedAutoencoder, "digits", (64, 1, 8, 8), call=_noised),
+    "diffusion_unet": Network(lambda: UNet(), (32, 1, 8, 8), _denoised),
+    "diffusion_unet.large": Network(lambda: UNet(3, channels=64, multipliers=(1, 2, 2)), (4, 3, 32, 32), _denoised),
+}  # fmt: skip
+
+#: Those of plain torch.nn layers, for `dlops.accelerate`.
+PLAIN: dict[str, Network] = {
+    "convnext": Network(convnext, (2, 3, 224, 224), layout=torch.channels_last),
+    "dcgan": Network(dcgan, (16, 100, 1, 1), trained=False),
 }
-TRAINED = ("resnet18", "convnext", "small_unet")

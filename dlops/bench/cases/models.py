@@ -1,5 +1,6 @@
-"""Whole models, as they come and after `dlops.accelerate`, with random weights: convolutional networks, in evaluation and in
-training; two layers each of models of the transformers and diffusers packages, where these are installed."""
+"""Whole models with random weights, in evaluation and in training: every architecture of dlops.models beside the same layers
+of torch.nn; and models as they come beside the same after `dlops.accelerate`: ConvNeXt, a DCGAN, two layers each of models of
+the transformers and diffusers packages, where these are installed."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dlops.bench.cases._case import Candidates, Case
-from dlops.bench.cases._networks import NETWORKS, TRAINED
+from dlops.bench.cases._networks import OURS, PLAIN, Network
+from dlops.bench.stock import stock
 
 Made = tuple[torch.nn.Module, dict[str, torch.Tensor]]
 
@@ -69,13 +72,16 @@ MODELS = {
 
 
 def model_cases() -> list[Case]:
+    measured = [(name, network, table is OURS) for table in (OURS, PLAIN) for name, network in table.items()]
     networks = [
-        Case("models", name, shape, torch.float32, _build(_network(name)), flops=0, bytes=0, compile=name == "resnet18")
-        for name, (_, shape, _) in NETWORKS.items()
-    ]
+        Case("models", name, network.shape, torch.float32, _build_network(network, is_ours), flops=0, bytes=0,
+             compile=name == "resnet18")
+        for name, network, is_ours in measured
+    ]  # fmt: skip
     trained = [
-        Case("models", f"{name}.training", NETWORKS[name][1], torch.float32, _build_training(name), flops=0, bytes=0)
-        for name in TRAINED
+        Case("models", f"{name}.training", network.shape, torch.float32, _build_training(network, is_ours), flops=0, bytes=0)
+        for name, network, is_ours in measured
+        if network.trained
     ]
     others = [
         Case("models", name, shape, torch.float32, _build(make), flops=0, bytes=0, baseline=package)
@@ -85,59 +91,100 @@ def model_cases() -> list[Case]:
     return [*networks, *trained, *others]
 
 
-def _network(name: str) -> Callable[[], Made]:
-    make, shape, layout = NETWORKS[name]
-    return lambda: (make().to(memory_format=layout), {"input": torch.randn(shape).to(memory_format=layout)})
-
-
-def _pair(make: Callable[[], Made], device: torch.device) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    """The model as it comes, an accelerated copy, and the inputs."""
+def _pair(network: Network, is_ours: bool, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module, Tensor]:
+    """(ours, stock, input): the network of dlops layers and of torch's, or as it comes and accelerated."""
     import dlops
 
     torch.manual_seed(0)
-    model, inputs = make()
-    stock = model.to(device)
-    ours = copy.deepcopy(stock)
+    model = network.make().to(device, memory_format=network.layout)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():  # a layer that starts silent would hide what comes before it
+                parameter.normal_(std=0.02)
+    input = torch.randn(network.shape).to(device, memory_format=network.layout)
+    if is_ours:
+        return model, stock(model), input
+    ours = copy.deepcopy(model)
     dlops.accelerate(ours)
-    return stock, ours, {name: value.to(device) for name, value in inputs.items()}
+    return ours, model, input
 
 
-def _build(make: Callable[[], Made]) -> Callable[[torch.device], Candidates]:
+def _runner(run: Callable[[], object], backend: str) -> Callable[[], object]:
+    """`run` with the functions of dlops that a network calls by itself (attention) on that backend too."""
+    import dlops
+
+    def inside() -> object:
+        with dlops.backend(backend):
+            return run()
+
+    return inside
+
+
+def _build_network(network: Network, is_ours: bool) -> Callable[[torch.device], Candidates]:
     def build(device: torch.device) -> Candidates:
-        stock, ours, inputs = _pair(make, device)
+        ours, plain, input = _pair(network, is_ours, device)
 
-        def call(network: Any) -> Callable[[], object]:
-            network.eval()
+        def call(model: torch.nn.Module) -> Callable[[], object]:
+            model.eval()
 
             def run() -> object:
                 with torch.no_grad():
-                    return network(*inputs.values()) if "input" in inputs else network(**inputs)
+                    return network.call(model, input)
 
             return run
 
-        return Candidates(dlops=call(ours), stock=call(stock), compilable=call(stock) if "input" in inputs else None)
+        return Candidates(dlops=_runner(call(ours), "auto"), stock=_runner(call(plain), "torch"), compilable=call(plain))
 
     return build
 
 
-def _build_training(name: str) -> Callable[[torch.device], Candidates]:
-    """Forward, backward and an optimiser's step."""
+def _build_training(network: Network, is_ours: bool) -> Callable[[torch.device], Candidates]:
+    """Forward, backward and an optimiser's step; the loss is the mean square of what comes out."""
 
     def build(device: torch.device) -> Candidates:
-        stock, ours, inputs = _pair(_network(name), device)
+        ours, plain, input = _pair(network, is_ours, device)
 
-        def step(network: Any) -> Callable[[], object]:
-            optimiser = torch.optim.SGD(network.parameters(), 1e-4)
+        def step(model: torch.nn.Module) -> Callable[[], object]:
+            optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
 
             def run() -> object:
                 optimiser.zero_grad()
-                loss = network(inputs["input"]).square().mean()
+                output = network.call(model, input)
+                outputs = output if isinstance(output, tuple) else (output,)
+                loss = sum(each.square().mean() for each in outputs if each.requires_grad)
                 loss.backward()
                 optimiser.step()
                 return loss.detach()
 
             return run
 
-        return Candidates(dlops=step(ours), stock=step(stock))
+        return Candidates(dlops=_runner(step(ours), "auto"), stock=_runner(step(plain), "torch"))
+
+    return build
+
+
+def _build(make: Callable[[], Made]) -> Callable[[torch.device], Candidates]:
+    """As it comes, and accelerated."""
+
+    def build(device: torch.device) -> Candidates:
+        import dlops
+
+        torch.manual_seed(0)
+        model, inputs = make()
+        plain = model.to(device)
+        ours = copy.deepcopy(plain)
+        dlops.accelerate(ours)
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+
+        def call(network: Any) -> Callable[[], object]:
+            network.eval()
+
+            def run() -> object:
+                with torch.no_grad():
+                    return network(**inputs)
+
+            return run
+
+        return Candidates(dlops=call(ours), stock=call(plain))
 
     return build
