@@ -22,7 +22,8 @@ class StepTime:
     stock: float
     ours: float
     ratio: float
-    drift: float  # largest relative difference of the losses over all steps, warm-up included
+    first: float  # relative difference of the first losses: the same computation in another order
+    drift: float  # the largest of all steps, warm-up included: what training makes of the first difference
 
     @property
     def milliseconds(self) -> tuple[float, float]:
@@ -43,7 +44,7 @@ def compare_steps(recipe: Recipe, seed: int = 0, device: str = "cpu", steps: int
             return None
         runners[backend] = runner
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    drift = 0.0
+    differences = []
     with torch.random.fork_rng(devices=[]):
         for k in range(WARM_UP + steps):
             losses = {}
@@ -56,10 +57,10 @@ def compare_steps(recipe: Recipe, seed: int = 0, device: str = "cpu", steps: int
                 if k >= WARM_UP:
                     seconds[name].append(clock() - start)
             a, b = losses["torch"].item(), losses["dlops"].item()
-            drift = max(drift, abs(a - b) / max(abs(a), 1e-3))
+            differences.append(abs(a - b) / max(abs(a), 1e-3))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = statistics.median(stock / max(ours, 1e-9) for stock, ours in zip(seconds["torch"], seconds["dlops"]))
-    return StepTime(medians["torch"], medians["dlops"], ratio, drift)
+    return StepTime(medians["torch"], medians["dlops"], ratio, differences[0], max(differences))
 
 
 def _runner(recipe: Recipe, session: Session) -> Callable[[], torch.Tensor] | None:

@@ -45,8 +45,8 @@ def test_every_row_says_what_it_is(row):
 
 @pytest.mark.parametrize("row", [row for row in courses.rows() if row != "A10"])
 def test_a_training_step_is_that_of_stock_torch(row):
-    """The losses of the first steps agree; later ones drift apart, as any two summation orders do."""
+    """The first losses agree; later ones drift apart, as those of any two orders of summation do."""
     times = compare_steps(courses.find(row), steps=1)
     if times is None:
         pytest.skip("trains nothing")
-    assert times.drift < 2e-2 and times.ratio > 0
+    assert times.first < 1e-4 and times.ratio > 0

@@ -1,4 +1,8 @@
-"""F6. Denoising diffusion draws handwritten digits, with every sampler of `dlops.diffusion` and four kinds of prediction."""
+"""F6. Denoising diffusion draws handwritten digits, with every sampler of `dlops.diffusion` and four kinds of prediction.
+
+The other predictions and linear betas are trained for 12 of the 40 epochs, at the rate and the average that suit the first: what
+is told of them shows that they work, not how good they can be.
+"""
 
 from __future__ import annotations
 

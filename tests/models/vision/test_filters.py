@@ -112,7 +112,9 @@ def test_gabor_answers_to_its_own_wave():
     energy = [Filter(gabor(angle), channels=1, dtype=torch.float64)(wave).square().mean().item() for angle in (0, 45, 90)]
     assert energy[0] > 100 * max(energy[1:])
     diagonal = torch.cos(2 * math.pi * (x + y) / math.sqrt(2) / 8)[None, None]  # falls and rises along x = y
-    ours, across = (Filter(gabor(angle), channels=1, dtype=torch.float64)(diagonal).square().mean() for angle in (45, -45))
+    filters = [Filter(gabor(angle), channels=1, dtype=torch.float64) for angle in (45, -45)]
+    # away from the border, where padding bends the wave
+    ours, across = (filter(diagonal)[..., 16:-16, 16:-16].square().mean() for filter in filters)
     assert ours > 100 * across
     torch.testing.assert_close(gabor(90), gabor(0).T, rtol=0, atol=1e-14)
     torch.testing.assert_close(gabor(45), gabor(45).T, rtol=0, atol=1e-14)
