@@ -65,15 +65,27 @@ def _winograd(c: Call) -> str | None:
         return f"{narrow} channels: the transforms cost more than they save"
     if c.dtype == "bf16" and c.pixels < 400:
         return f"{c.pixels} pixels in bfloat16: torch's dot products are as fast as the transforms"
+    total = c.batch * c.pixels
     if c.kind == "weight":
         enough = 128 if narrow < 256 or c.channels_last else 192
-    elif c.kind == "data" or c.packs:
-        enough = 192 if narrow >= 128 else 48
-    else:
+        return _few(total) if total < enough else None
+    if c.pixels < 49:
+        return f"{c.pixels} pixels: most of what the transforms compute is padding"
+    if c.dtype != "f32":
         return None
-    if c.batch * c.pixels < enough:
-        return f"{c.batch * c.pixels} pixels or so: transforming the weights on every call costs more than it saves"
-    return None
+    if narrow < 32 and c.batch == 1:
+        return _few(total) if c.pixels < 1024 else None
+    if c.channels_last:
+        enough = 2048 if narrow < 32 else 256 if c.batch == 1 else 448 if narrow < 256 else 392
+    elif narrow < 32:
+        enough = 448
+    else:
+        enough = 100 if c.batch == 1 and narrow < 128 else 196
+    return _few(total) if total < enough else None
+
+
+def _few(pixels: int) -> str:
+    return f"{pixels} pixels or so: transforming the weights, or reading them transformed, costs more than it saves"
 
 
 def _gemm(c: Call) -> str | None:
@@ -96,6 +108,8 @@ def _depthwise(c: Call) -> str | None:
     widest = max(c.taps)
     if len(c.x) == 1:
         return None
+    if c.channels == 1 and len(c.x) == 2 and c.kind != "data":
+        return "an image of one channel: torch's direct kernels read it once for all filters"
     if len(c.x) == 3:
         if c.kind == "forward" and c.channels_last and widest < 5:
             return "small 3-D kernels in channels_last: parity at best"
@@ -110,10 +124,10 @@ def _depthwise(c: Call) -> str | None:
         if c.kind == "weight" and c.dtype == "bf16":
             return None
         return "3x3 in channels_last: bound by memory, torch reads it where it lies"
-    if c.kind == "forward" and widest >= 5 and c.pixels < 100:
+    if c.kind == "forward" and widest >= 5 and c.pixels < (400 if widest < 7 else 100):
         return f"{c.pixels} pixels: rows too short for lanes"
-    if c.kind == "forward" and widest < 5 and c.batch == 1:
-        return "one sample: it stays in the cache, where torch is as fast"
+    if c.kind == "forward" and widest < 5 and (c.batch == 1 or c.channels * c.pixels < 1 << 16):
+        return "little data: it stays in the cache, where torch is as fast"
     return None
 
 

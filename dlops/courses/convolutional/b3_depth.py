@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from dlops.courses.session import Session
 
 PLAN = Plan(epochs=16, batch=32, lr=2e-3, weight_decay=1e-2)
-PLANS = {"VGG": replace(PLAN, lr=1e-3)}  # nothing normalises it: at the others' rate its loss jumps
+PLANS = {
+    "VGG": replace(PLAN, lr=1e-3),  # nothing normalises it: at the others' rate its loss jumps
+    "ResNet": replace(PLAN, lr=3e-3, epochs=12),  # batch norm after every convolution: it stands a higher rate
+}
 SMALL = {
     "VGG": lambda: VGG.from_preset("small", channels=1, classes=10),
     "GoogLeNet": lambda: GoogLeNet.from_preset("small", channels=1, classes=10, dropout=0.3, auxiliary_dropout=0.5),

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
     from dlops.courses.session import Session
 
-PLAN = Plan(epochs=2, batch=10, lr=8e-3, weight_decay=1e-2, clip=1.0)
+PLAN = Plan(epochs=2, batch=10, lr=4e-3, weight_decay=1e-2, clip=1.0)
 TRAINING, TEST = 4000, 300  # collages
 CLASSES = BACKGROUND + 1
 BACKGROUND_WEIGHT = 0.1  # nine pixels in ten are paper
+DICE_WEIGHT = 0.2  # at 1 some seeds never learn: a batch of few digits says little about the overlap of most classes
 
 
 def loss(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy, weighted against the share of the background (as in equation 2 of the U-Net), and 1 - Dice."""
+    """Cross-entropy, weighted against the share of the background (as in equation 2 of the U-Net), and Dice."""
     logs = network(images).log_softmax(1)  # [N, K, H, W]
     targets = torch.zeros_like(logs).scatter_(1, classes[:, None], 1.0)
     weights = torch.where(classes == BACKGROUND, BACKGROUND_WEIGHT, 1.0)
     entropy = -(logs.gather(1, classes[:, None])[:, 0] * weights).sum() / weights.sum()
-    return entropy + 1 - dice(logs.exp(), targets).mean()
+    return entropy + DICE_WEIGHT * (1 - dice(logs.exp(), targets).mean())
 
 
 def intersections_over_unions(found: Tensor, classes: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class SegmentationUNet(Presets, nn.Module):
     PRESETS = {
         "paper": {},
         "small": {
-            "classes": 11, "widths": (16, 16, 32, 64, 128), "padded": True, "dropout": 0.0, "normed": True, "convolutions": 1,
+            "classes": 11, "widths": (16, 32, 64, 128, 128), "padded": True, "dropout": 0.0, "normed": True, "convolutions": 1,
         },
     }  # fmt: skip
 
