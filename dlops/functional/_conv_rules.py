@@ -81,6 +81,8 @@ def _winograd(c: Call) -> str | None:
         enough = 448
     else:
         enough = 100 if c.batch == 1 and narrow < 128 else 196
+    if narrow >= 128 and (c.kind == "data" or c.packs):  # many weights to transform on every call
+        enough = max(enough, 392)
     return _few(total) if total < enough else None
 
 
@@ -154,9 +156,9 @@ def _direct(c: Call) -> str | None:
     if c.kind == "data" and math.prod(c.stride) > 4:
         return "large strides: each phase packs weights of its own"
     if c.transposed and c.kind == "data":
-        if max(c.stride) > 1 and c.pixels <= 64:
+        if max(c.stride) > 1 and c.pixels <= 64 and min(c.channels, c.filters) >= 256:
             return None
-        return "a transposed convolution of more than 64 pixels: torch's kernels are as fast or faster"
+        return "a transposed convolution of more than 64 pixels or few channels: torch's kernels are as fast or faster"
     if c.kind == "weight" and c.channels_last and len(c.x) == 2:
         return None
     if len(c.x) == 1 and min(c.channels, c.filters) >= 32:

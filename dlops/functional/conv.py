@@ -16,7 +16,7 @@ from dlops._explain import make_plan
 from dlops._library import _C, has_cuda_kernels, ops
 from dlops._ops.conv import ACTIVATIONS, Convolution, compose_conv, flat, pack, run
 from dlops.functional._checks import autocast, check_optional, check_tensors, uniform_tensors
-from dlops.functional._conv import decide
+from dlops.functional._conv import Decision, decide
 
 Ints = int | tuple[int, ...]
 NAMED = tuple(name for name in ACTIVATIONS if name != "none")
@@ -24,6 +24,9 @@ NAMED = tuple(name for name in ACTIVATIONS if name != "none")
 #: On the CPU a call of our op costs some microseconds more than one of torch's: below this many multiplications (as if the
 #: stride were 1) torch is the faster one.
 SMALL = 1 << 20
+#: Floating-point operations of the forward pass, in training and without, below which the Python around our kernels (a backward
+#: pass: 50 microseconds, a choice of kernels: 10) costs more than they save.
+LIGHT, LIGHT_INFERENCE = 30_000_000, 12_000_000
 
 
 def conv1d(
@@ -213,15 +216,14 @@ def convolve(
 ) -> Tensor:
     """owner: the parameter behind `weight`, where that is a view."""
     plain = activation is None and residual is None and padding_mode == "zeros"
-    if torch.jit.is_tracing() and plain:  # sizes are tensors there, and a choice made of them would be frozen
+    if plain and torch.jit.is_tracing():  # sizes are tensors there, and a choice made of them would be frozen
         return _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
     key: Any = None
     simple = plain or (residual is None and padding_mode == "zeros" and activation in NAMED)
     if simple and variant is None and out is None and _is_free(input, weight):
         handed_over = _is_small(input, weight, groups, output_padding is not None)
         if not handed_over:
-            key = _key(op, input, weight, bias, stride, padding, dilation, groups, activation)
-            handed_over = key is not None and key in _handed_over
+            key, handed_over = _key(op, input, weight, bias, stride, padding, dilation, groups, activation)
         if handed_over:
             y = _theirs(op, input, weight, bias, stride, padding, dilation, groups, output_padding)
             return y if activation is None else ACTIVATIONS[activation](y)
@@ -270,8 +272,11 @@ def convolve(
     unsupported = uniform_tensors(input, (weight, bias, residual), has_cuda_kernels, "parameter") or d.unsupported
     if unsupported is None and input.numel() == 0 and input.shape[0] != 0:
         unsupported = "an input without channels"
-    ours = choose(op, unsupported, plan, d.slower)
-    if not ours and (unsupported is not None or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"):
+    light = op == "conv2d" and _is_light(input, d, LIGHT if needs_grad else LIGHT_INFERENCE)
+    slower = "so little to compute that the Python around our kernels costs more than they save"
+    ours = choose(op, unsupported, plan, slower if light else d.slower)
+    nothing_ours = light or d.passes[1:3] == ("", "") or not needs_grad or _backend._current == "torch"
+    if not ours and (unsupported is not None or nothing_ours):
         if key is not None and unsupported is None:
             _remember(key)
         if plain:
@@ -324,10 +329,10 @@ _MOST_HANDED_OVER = 4096
 def _key(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
     activation: str | None,
-) -> Any:  # fmt: skip
-    """What the choice depends on; None where it cannot be a key."""
+) -> tuple[Any, bool]:  # fmt: skip
+    """What the choice depends on, None where it cannot be a key; and whether such a call was handed over before."""
     if torch._C._is_any_autocast_enabled():
-        return None
+        return None, False
     grad = torch.is_grad_enabled()
     key = (  # an isa or an emulation that was chosen since makes torch no wrong choice
         op, input.shape, weight.shape, input.dtype, bias is None, stride, padding, dilation, groups, input.is_contiguous(),
@@ -335,10 +340,9 @@ def _key(
         activation,
     )  # fmt: skip
     try:
-        hash(key)
+        return key, key in _handed_over
     except TypeError:  # lists
-        return None
-    return key
+        return None, False
 
 
 def _is_free(input: Tensor, weight: Tensor) -> bool:
@@ -357,6 +361,13 @@ def _remember(key: Any) -> None:
     if len(_handed_over) >= _MOST_HANDED_OVER:
         _handed_over.clear()
     _handed_over.add(key)
+
+
+def _is_light(input: Tensor, d: Decision, enough: int) -> bool:
+    """Depthwise and grouped convolutions save more at any size; under torch.compile a look at the batch would mean a
+    compilation per batch."""
+    dense = d.geometry.groups == 1 and input.dtype is torch.float32 and input.is_cpu
+    return dense and not torch.compiler.is_compiling() and d.flops * input.shape[0] < enough
 
 
 def _is_small(input: Tensor, weight: Tensor, groups: int, transposed: bool) -> bool:

@@ -18,7 +18,7 @@ from dlops.models.vision.lenet import LeNet5
 if TYPE_CHECKING:
     from dlops.courses.session import Session
 
-PLAN = Plan(epochs=12, batch=32, lr=3e-3, weight_decay=1e-2)
+PLAN = Plan(epochs=20, batch=32, lr=3e-3, weight_decay=1e-2)
 
 
 def enlarge(images: Tensor) -> Tensor:
