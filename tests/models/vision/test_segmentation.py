@@ -187,3 +187,16 @@ def test_fixed_enlargement():
 def test_rejects(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_what_is_far_does_not_matter():
+    """Padding is with zeros: a circular one would let the right edge speak at the left one."""
+    network = seeded(lambda: SegmentationUNet(3, widths=(4, 4), padded=True)).double().eval()
+    image = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    changed = image.clone()
+    changed[..., 32:] += 1
+    edge = 32 - network.reach
+    assert edge > 8
+    with torch.no_grad():
+        same = (network(image) == network(changed)).all(1)[0].all(0)  # [64]: of every column
+    assert same[:edge].all() and not same[32:].any()
