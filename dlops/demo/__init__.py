@@ -8,7 +8,6 @@ result, `timing` puts the loop beside that of diffusers and `report` writes it a
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import platform
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dlops.courses import missing_packages
 from dlops.courses.data.digits import Digits, load_digits
 from dlops.courses.generative.denoising import Sampler
 from dlops.courses.generative.f6_diffusion import DDIM, DPM, GUIDANCE, MAIN, MAIN_NAME, PLAN, sketch, teach
@@ -27,8 +27,6 @@ from dlops.demo.timing import NetworkTime, StepTime, compare_kernels, compare_lo
 
 TRAINING_GOAL, TOTAL_GOAL = 180, 360  # seconds on 2 cores; a slower machine misses them without failing the demo
 TIMING_BATCH = 10  # digits at once in the comparison of the loops
-NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "lightning": "lightning", "jinja2": "jinja2"}
-
 
 SAMPLERS = (  # each with how many digits it draws
     (DDIM, 1000),
@@ -65,8 +63,7 @@ def run(out: Path = Path("build/demo"), seed: int = 0, quick: bool = False, figu
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"demo: seed must be from 0 to 2**31 - 1: got {seed}")
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := missing_packages():
         print(f"dlops demo: needs {', '.join(missing)}: pip install 'dlops[demo]'", file=sys.stderr)
         return 2
     threads = torch.get_num_threads()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlops.courses.data.digits import CLASSES, Digits
+from dlops.courses.pictures import png as png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,13 +66,6 @@ def loss_curve(losses: Sequence[float], window: int = 50) -> Figure:
     axes.legend(frameon=False)
     figure.tight_layout()
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; equal figures give equal bytes (matplotlib writes no date into PNG)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def write_html(path: Path, samples: bytes, loss: bytes, **facts: Any) -> None:

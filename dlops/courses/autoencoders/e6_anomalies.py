@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlops.courses import pictures
 from dlops.courses.autoencoders._common import reconstruction_loss, through, unit_digits
+from dlops.courses.measures import auroc
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.autoencoders.autoencoder import Autoencoder
@@ -36,8 +37,7 @@ def anomaly_scores(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 def area_under_roc(known: Tensor, strange: Tensor) -> float:
     """Chance that a strange sample scores above a known one, ties counted half (Mann & Whitney 1947): [K], [S] -> AUROC."""
-    above = (strange[:, None] > known).double() + 0.5 * (strange[:, None] == known).double()
-    return above.mean().item()
+    return auroc(torch.cat([known, strange]), torch.arange(len(known) + len(strange)) >= len(known))
 
 
 def roc(known: Tensor, strange: Tensor) -> tuple[Tensor, Tensor]:

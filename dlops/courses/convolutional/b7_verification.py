@@ -21,6 +21,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 from dlops.courses import pictures
 from dlops.courses.convolutional import _verification as protocol
 from dlops.courses.data.digits import load_digits
+from dlops.courses.measures import auroc
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.vision.embedding import EmbeddingNet
@@ -104,12 +105,12 @@ class Verification(Recipe):
         for name, make in LOSSES.items():
             network = session.build(name, lambda make=make: Verifier(make()))
             if name == "triplet":
-                scores["AUROC, untrained network"] = protocol.auroc(*protocol.pairs(embed(session, network, unseen), asked))
+                scores["AUROC, untrained network"] = auroc(*protocol.pairs(embed(session, network, unseen), asked))
             session.fit(name, network, loss, images, PLAN)
             found[name] = protocol.pairs(embed(session, network, unseen), asked)
-            scores["AUROC" if name == "triplet" else f"AUROC, {name}"] = protocol.auroc(*found[name])
+            scores["AUROC" if name == "triplet" else f"AUROC, {name}"] = auroc(*found[name])
         scores["EER"] = protocol.equal_error_rate(*found["triplet"])
-        scores["AUROC, raw pixels"] = protocol.auroc(*found["raw pixels"])
+        scores["AUROC, raw pixels"] = auroc(*found["raw pixels"])
         length = (embed(session, network, unseen).norm(dim=1) - 1).abs().max().item()
         checks = [*invariants(session, *found["triplet"]), Check("length of an embedding, from 1", length, "<=", 1e-5)]
         return Outcome(scores, checks, partial(draw, found))
@@ -148,7 +149,7 @@ def invariants(session: Session, cosine: Tensor, same: Tensor) -> list[Check]:
         "SupCon and its definition by loops, difference": sup_con(points.detach(), labels, 0.1) - loops,
         "ArcFace without margin and cross-entropy of scaled cosines, difference": arc(points.detach(), labels) - plain,
         "triplet gradient and the one by hand, largest difference": gradient - by_hand,
-        "AUROC and scikit-learn's, difference": torch.tensor(protocol.auroc(cosine, same) - roc_auc_score(same, cosine)),
+        "AUROC and scikit-learn's, difference": torch.tensor(auroc(cosine, same) - roc_auc_score(same, cosine)),
     }
     return [Check(name, value.abs().max().item(), "<=", 1e-12) for name, value in differences.items()]
 
@@ -165,7 +166,7 @@ def draw(found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     for name, scored in found.items():
         false, true = (rate[:: max(len(rate) // 500, 1)].numpy() for rate in protocol.rates(*scored))
         line = dict(color="0.5", linestyle="--") if name == "raw pixels" else {}
-        right.plot(false, true, linewidth=1.2, label=f"{name} {protocol.auroc(*scored):.3f}", **line)
+        right.plot(false, true, linewidth=1.2, label=f"{name} {auroc(*scored):.3f}", **line)
     right.plot([0, 1], [1, 0], color="0.85", linewidth=0.8, zorder=0)  # where it crosses, the two errors are equal
     right.set(xlabel="false acceptances", ylabel="true acceptances", aspect="equal")
     right.set_title("ROC and the area under it", fontsize=9, loc="left")

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from dlops.courses.convolutional import _verification as protocol
 from dlops.courses.convolutional.b7_verification import TURNS, turned, warped
+from dlops.courses.measures import auroc
 from dlops.models.vision.metric_losses import sup_con, triplet
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -22,7 +23,7 @@ def scored(request) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_auroc_is_scikit_learns(scored):
-    assert protocol.auroc(*scored) == pytest.approx(metrics.roc_auc_score(scored[1], scored[0]), abs=1e-12)
+    assert auroc(*scored) == pytest.approx(metrics.roc_auc_score(scored[1], scored[0]), abs=1e-12)
 
 
 def test_rates_are_scikit_learns(scored):
@@ -33,7 +34,7 @@ def test_rates_are_scikit_learns(scored):
 
 def test_auroc_wants_both_kinds():
     with pytest.raises(ValueError, match="auroc: positive must hold both kinds: got 3 positive and 0 negative"):
-        protocol.auroc(torch.rand(3), torch.ones(3, dtype=torch.bool))
+        auroc(torch.rand(3), torch.ones(3, dtype=torch.bool))
 
 
 def test_equal_error_rate_by_hand():
