@@ -1,4 +1,4 @@
-"""Measures that many recipes share."""
+"""Losses and measures that many recipes share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
     from dlops.courses.session import Session
+
+
+def classification_loss(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the logits of `inputs` [N, ...] with their labels [N]."""
+    return cross_entropy(network(inputs), labels)
 
 
 def accuracy(session: Session, network: nn.Module, inputs: Tensor, labels: Tensor) -> float:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.data.tables import load_table
 from dlops.courses.measures import accuracy, precision_gap
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.foundations.mlp import MLP, Perceptron
@@ -25,10 +26,6 @@ DIGITS = Plan(epochs=30, batch=32, lr=3e-3, weight_decay=1e-2)
 TABLES = Plan(epochs=40, batch=16, lr=3e-3, weight_decay=1e-2)
 XOR = Plan(epochs=40, batch=16, lr=2e-2)
 MARGIN = 0.1  # of the separable points
-
-
-def loss(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(inputs), labels)
 
 
 def xor_points(generator: torch.Generator, per_corner: int = 50) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.diagnostics import Flow, grad_flow
 from dlops.courses.measures import accuracy
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.foundations.mlp import ACTIVATIONS, MLP, SCHEMES
@@ -28,10 +28,6 @@ FORMS = {"sigmoid": "deep_sigmoid", "ReLU, He": "deep_relu", "residual": "deep_r
 DRAWN = {**FORMS, "ReLU, torch's default": "deep_relu"}
 THEORY = (("relu", "he"), ("relu", "torch"), ("tanh", "xavier"), ("sigmoid", "xavier"))
 WIDTH, DEPTH = 384, 8  # of the networks that are compared with the theory
-
-
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(images), labels)
 
 
 def gaussian_mean(function: Callable[[Tensor], Tensor], variance: float) -> float:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import dlops
 from dlops import nn as fused
@@ -16,6 +15,7 @@ from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.foundations._derivatives import cases, derivatives_hold
 from dlops.courses.measures import accuracy
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.foundations.mlp import MLP
@@ -39,10 +39,6 @@ LEARNT = 0.1  # training loss at which a network counts as having learnt
 def perceptron(activation: str) -> MLP:
     """Three hidden layers: enough for a saturating activation to be slow."""
     return MLP(64, 10, hidden=(64, 64, 64), activation=activation)
-
-
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(images), labels)
 
 
 class Activations(Recipe):

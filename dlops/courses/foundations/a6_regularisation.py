@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.measures import accuracy
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.foundations.mlp import MLP
@@ -41,10 +41,6 @@ def mislabel(labels: Tensor, generator: torch.Generator) -> Tensor:
     chosen = torch.randperm(len(labels), generator=generator)[: round(WRONG * len(labels))]
     other = torch.randint(1, 10, (len(chosen),), generator=generator)
     return labels.index_copy(0, chosen, (labels[chosen] + other) % 10)
-
-
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(images), labels)
 
 
 def shifted_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

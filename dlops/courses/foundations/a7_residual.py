@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.measures import accuracy
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.vision.resnet import BasicBlock, ResNet
@@ -32,10 +32,6 @@ def resnet8() -> ResNet:
 
 def deep(preset: str) -> ResNet:
     return ResNet.from_preset(preset, channels=1, widths=NARROW)
-
-
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(images), labels)
 
 
 class Residual(Recipe):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dlops.courses import pictures
 from dlops.courses.data.digits import load_digits
 from dlops.courses.measures import accuracy
+from dlops.courses.measures import classification_loss as loss
 from dlops.courses.plan import Plan
 from dlops.courses.recipe import Check, Goal, Outcome, Recipe, Step
 from dlops.models.foundations.mlp import MLP
@@ -26,10 +26,6 @@ SHORT = Plan(epochs=25, batch=64, lr=3e-3)
 HIDDEN = (512, 512)
 #: hidden layers -> their width: about 20,000 weights each
 SHAPES = {1: 267, 2: 109, 4: 70, 8: 48}
-
-
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(network(images), labels)
 
 
 def expressive(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> MLP:
